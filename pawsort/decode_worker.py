@@ -1,0 +1,187 @@
+"""One decoder process: `python -m pawsort.decode_worker`, started by decoders.DecoderPool only.
+
+It may crash or hang on hostile bytes and costs nobody anything when it does. It holds two descriptors
+from its parent, named in the one argument, a JSON object: a SOCK_SEQPACKET socket, over which each photo
+comes as an open file (SCM_RIGHTS) with a JSON request and goes as a JSON reply, and a memfd, in whose
+slots the pictures are left. It reads each photo once, and hashes the bytes that it decodes.
+
+It ends when its parent does: the socket then closes, and the kernel kills it should it be busy.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+
+from pawsort import image
+from pawsort.errors import PictureError
+
+REQUEST_BYTES: Final = 4096
+READING: Final = 1
+DECODING: Final = 2
+"""Stages of a photo: a read that hangs is the machine's fault, a decoder that hangs the photo's."""
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_OOM_SCORE_ADJ: Final = 800  # of 1000: when memory runs out, a decoder goes before its parent
+_NOISE_BYTES: Final = 1 << 20  # the most that codecs may write to standard error for one photo
+_LARGEST_READ: Final = 1 << 30  # Linux reads at most 2 GiB in one call
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The memory shared with the parent: a page whose first byte is the stage, then the slots.
+
+    A slot holds the views of one photo, then the whole picture.
+    """
+
+    views: tuple[int, int, int, int]  # (V, S, S, 3)
+    whole_bytes: int  # room for the whole picture
+
+    @classmethod
+    def of(cls, render: image.Render) -> "Layout":
+        """Lay out what a render makes."""
+        return cls(views=(len(render.views), render.size, render.size, 3), whole_bytes=render.whole_bytes)
+
+    @property
+    def views_bytes(self) -> int:
+        """Bytes of all views."""
+        count, size, _, channels = self.views
+        return count * size * size * channels
+
+    def slot(self, number: int) -> int:
+        """Offset of a slot."""
+        return mmap.PAGESIZE + number * self.slot_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot, in whole pages."""
+        used = self.views_bytes + self.whole_bytes
+        return -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def main(argument: str) -> int:
+    """Serve photos until the parent hangs up."""
+    settings = json.loads(argument)
+    _protect(settings["parent"])
+    limits = image.Limits(**settings["limits"])
+    render = image.Render(**{**settings["render"], "views": tuple(settings["render"]["views"])})
+    layout = Layout.of(render)
+    cv2.setNumThreads(1)
+    parent = socket.socket(fileno=settings["socket"])
+    with mmap.mmap(settings["memory"], layout.slot(settings["slots"])) as memory:
+        _limit_memory(limits.memory_bytes)
+        parent.send(b'{"ready":true}')
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(parent, REQUEST_BYTES, 1)
+            if not message:
+                return 0
+            request = json.loads(message)
+            try:
+                reply = _answer(descriptors[0], limits, render, layout, memory, request["slot"])
+            finally:
+                os.close(descriptors[0])
+            _forget_noise()
+            parent.send(json.dumps({"ticket": request["ticket"], **reply}, separators=(",", ":")).encode())
+
+
+def _protect(parent: int) -> None:
+    """End with the parent, leave signals to it, go first when memory runs out, dump no core."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the kernel was told
+        sys.exit(0)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write(str(_OOM_SCORE_ADJ))  # some containers forbid it; everything else works without
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_NOISE_BYTES, _NOISE_BYTES))
+
+
+def _limit_memory(photo_bytes: int) -> None:
+    """Bound the address space: what the idle worker has, and `photo_bytes` on top."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        idle = int(statm.read().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (idle + photo_bytes, idle + photo_bytes))
+
+
+def _forget_noise() -> None:
+    """Drop what codecs wrote to standard error, a memfd that the parent reads if this process dies."""
+    if os.fstat(2).st_size:
+        os.ftruncate(2, 0)
+
+
+def _answer(
+    descriptor: int, limits: image.Limits, render: image.Render, layout: Layout, memory: mmap.mmap, slot: int
+) -> dict[str, Any]:
+    """Turn one open file into pictures in the slot and a reply; every failure is a reply too."""
+    began = time.perf_counter()
+    reply: dict[str, Any] = {"sha256": None, "bytes": 0}
+    try:
+        try:
+            memory[0] = READING
+            data = _read(descriptor, limits.bytes, reply)
+            memory[0] = DECODING
+        except OSError as error:
+            return {**reply, "unreadable": f"reading failed: {error.strerror}", "errno": error.errno}
+        reply["sha256"] = hashlib.sha256(data).hexdigest()
+        hashed = time.perf_counter()
+        photo = image.decode(data, limits, render.short_side)
+        start = layout.slot(slot)
+        views = np.frombuffer(memory, np.uint8, layout.views_bytes, start).reshape(layout.views)
+        for target, name in zip(views, render.views, strict=True):
+            target[:] = image.view(photo.pixels, name, render.size)
+        reply["whole"] = None
+        if render.keep_short_side is not None:
+            kept = image.whole(photo.pixels, render.keep_short_side)
+            np.frombuffer(memory, np.uint8, kept.size, start + layout.views_bytes)[:] = kept.reshape(-1)
+            reply["whole"] = kept.shape[:2]
+    except PictureError as error:
+        return {**reply, "reason": error.reason, "message": str(error)}
+    except MemoryError:
+        message = f"decoding it takes more than the {limits.memory_bytes:,} bytes of memory that one photo may take"
+        return {**reply, "reason": "too_large", "message": message}
+    except Exception:  # noqa: BLE001  the boundary of one photo: a bug of ours is told to the parent, in full
+        return {**reply, "bug": traceback.format_exc()[-REQUEST_BYTES:]}
+    ended = time.perf_counter()
+    reply["header"] = asdict(photo.header)
+    reply["read_ms"] = round((hashed - began) * 1000, 3)
+    reply["decode_ms"] = round((ended - hashed) * 1000, 3)
+    return reply
+
+
+def _read(descriptor: int, most_bytes: int, reply: dict[str, Any]) -> bytes:
+    """Read the whole file in one go; PictureError "changed" if it did not hold still meanwhile."""
+    before = os.fstat(descriptor)
+    reply["bytes"] = before.st_size
+    if before.st_size > most_bytes:
+        raise PictureError("too_large", f"{before.st_size:,} bytes, over the limit of {most_bytes:,}")
+    data = os.pread(descriptor, min(before.st_size + 1, _LARGEST_READ), 0)
+    while len(data) < before.st_size:
+        more = os.pread(descriptor, min(before.st_size - len(data), _LARGEST_READ), len(data))
+        if not more:
+            break
+        data += more
+    after = os.fstat(descriptor)
+    if (len(data), after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
+        raise PictureError("changed", f"the file changed while it was read: {before.st_size:,} bytes, then {after.st_size:,}")
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
