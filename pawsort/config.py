@@ -141,9 +141,7 @@ def load(path: Path) -> Settings:
         for detail in error.errors():
             document.report(_key(detail), _say(detail, document.values))
     # Looked at whatever else is wrong, so that one run shows everything.
-    for key, problem in _overlaps(
-        _places(values, path.parent), path, recursive=values.get("recursive") is not False
-    ):
+    for key, problem in _overlaps(values, path):
         document.report(key, problem)
     document.raise_problems()
     assert settings is not None  # or there was a problem
@@ -223,7 +221,7 @@ def _suggestion(key: Key) -> str:
     alike = difflib.get_close_matches(key[-1], here, n=1)
     if alike:
         return f"did you mean `{alike[0]}`?"
-    everywhere = {".".join(known): known for known in keys()}
+    everywhere = {".".join(known): known for known in known_keys()}
     by_last = {known[-1]: name for name, known in everywhere.items()}
     by_joined = {"_".join(known): name for name, known in everywhere.items()}  # log_file for log.file
     elsewhere = {**by_last, **by_joined}
@@ -235,11 +233,11 @@ def _suggestion(key: Key) -> str:
     return f"the keys here are {', '.join(here)}"
 
 
-def keys(section: type[Section] = Settings, parent: Key = ()) -> Iterator[Key]:
+def known_keys(section: type[Section] = Settings, parent: Key = ()) -> Iterator[Key]:
     """The path of every key that has a value of its own, in the order of the settings."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from keys(field.annotation, (*parent, name))
+            yield from known_keys(field.annotation, (*parent, name))
         else:
             yield (*parent, name)
 
@@ -258,12 +256,15 @@ def _places(values: Mapping[str, object], base: Path) -> dict[str, Path]:
     return places
 
 
-def _overlaps(places: Mapping[str, Path], file: Path, *, recursive: bool) -> Iterator[tuple[Key, str]]:
+def _overlaps(written: Mapping[str, object], file: Path) -> Iterator[tuple[Key, str]]:
     """Folders that would get in each other's way, with the key to change."""
+    recursive = written.get("recursive") is not False
+    places = _places(written, file.parent)
     folders = {name: place for name, place in places.items() if name in FOLDERS}
     for (first, one), (second, other) in itertools.combinations(folders.items(), 2):
         if one == other:
-            yield (second,), f"{one} is the folder of `{first}` too; give each its own"
+            here, there = (second, first) if second in written else (first, second)
+            yield (here,), f"{one} is the folder of `{there}` too; give each its own"
     if "inbox" in folders:
         files = {
             "this file": Path(os.path.realpath(file)),
