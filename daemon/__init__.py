@@ -1,0 +1,1 @@
+"""The daemon: watches the inbox, recognises each new photo and files it."""

@@ -1,0 +1,202 @@
+"""Command line `pawsort`. It parses and prints; the work is done elsewhere, and imported only by those who need it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import click
+
+from pawsort import __version__, errors
+
+if TYPE_CHECKING:
+    from pawsort.config import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FAILED = 1  # exit code: failed while running
+WRONG_CALL = 2  # exit code: the call or the configuration is wrong
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    default=Path("config.yaml"),
+    show_default=True,
+    help="The settings.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Errors that pawsort raises on purpose -> a message without a traceback, and an exit code by cause."""
+    try:
+        yield
+    except errors.ConfigError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        sys.exit(WRONG_CALL)
+    except errors.ModelError as error:
+        click.echo(str(error), err=True)
+        sys.exit(WRONG_CALL)
+    except (errors.PawsortError, OSError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(FAILED)
+
+
+def _with_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _exit_codes():
+            return command(*args, **kwargs)
+
+    return wrapped
+
+
+def _load(config_file: Path) -> Settings:
+    from pawsort import config
+
+    return config.load(config_file)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pawsort")
+def main() -> None:
+    """Watch a folder, recognise each new photo and move it into the folder of its class."""
+
+
+@main.command()
+@config_option
+@click.option("--once", is_flag=True, help="Sort what is there, print a summary, and exit.")
+@click.option("--dry-run", is_flag=True, help="Move nothing; print where each photo would go, and exit.")
+@_with_exit_codes
+def run(config_file: Path, *, once: bool, dry_run: bool) -> None:
+    """Sort what is in the inbox, then watch it."""
+    settings = _load(config_file)
+    from daemon import logs, terminal
+    from daemon.service import Service
+
+    logs.set_up(level=settings.log.level, form=settings.log.format)
+    if not once and not dry_run:
+        Service(settings).run()
+        return
+    with terminal.Progress(settings, print_moves=dry_run) as progress:
+        tally = Service(settings, once=True, dry_run=dry_run, on_filed=progress.advance).run()
+    terminal.print_summary(tally, dry_run=dry_run)
+    if tally.problems:
+        sys.exit(FAILED)
+
+
+@main.command()
+@config_option
+@json_option
+@_with_exit_codes
+def check(config_file: Path, *, as_json: bool) -> None:
+    """Print the settings in force, and whether folders, model and engine can be used."""
+    settings = _load(config_file)
+    from daemon import checks, terminal
+
+    findings = checks.examine(settings)
+    if as_json:
+        _print_json(checks.as_document(settings, findings))
+    else:
+        terminal.print_check(settings, findings)
+    if not all(finding.usable for finding in findings):
+        sys.exit(WRONG_CALL)
+
+
+@main.command()
+@config_option
+@json_option
+@_with_exit_codes
+def status(config_file: Path, *, as_json: bool) -> None:
+    """Say how things stand, whether the daemon runs, is busy, or is stopped."""
+    settings = _load(config_file)
+    from daemon import status as status_module
+    from daemon import terminal
+
+    report = status_module.report(settings)
+    if as_json:
+        _print_json(report)
+    else:
+        terminal.print_status(report)
+
+
+@main.command()
+@click.argument("what", metavar="FILE|NAME|SHA256")
+@config_option
+@json_option
+@_with_exit_codes
+def show(what: str, config_file: Path, *, as_json: bool) -> None:
+    """Show what was decided about a photo: by where it is, by its name, or by its SHA-256 (six digits will do)."""
+    settings = _load(config_file)
+    from daemon import records, terminal
+
+    rows = records.find(settings, what)
+    if not rows:
+        click.echo(f"nothing is known of {what}", err=True)
+        sys.exit(FAILED)
+    if as_json:
+        _print_json([records.as_document(row) for row in rows])
+    else:
+        terminal.print_rows(rows)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    """List the models, or choose the one that serves."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_models)
+
+
+@models.command("list")
+@config_option
+@json_option
+@_with_exit_codes
+def list_models(config_file: Path = Path("config.yaml"), *, as_json: bool = False) -> None:
+    """List the models."""
+    settings = _load(config_file)
+    from daemon import terminal
+    from pawsort.registry import Registry
+
+    listing = Registry(settings.models).listing()
+    if as_json:
+        _print_json(listing)
+    else:
+        terminal.print_models(listing)
+
+
+@models.command("use")
+@click.argument("name")
+@config_option
+@_with_exit_codes
+def use_model(name: str, config_file: Path) -> None:
+    """Let the model NAME serve from now on."""
+    settings = _load(config_file)
+    from pawsort.registry import Registry
+
+    Registry(settings.models).use(name)
+    click.echo(f"{name} serves now")
+
+
+def _print_json(document: object) -> None:
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    # A pipe that is closed early (`pawsort show x | head`) is no error worth a traceback.
+    try:
+        main()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
