@@ -1,4 +1,4 @@
-"""One decoder process: `python -m pawsort.decode_worker`, started by decoders.DecoderPool only.
+"""One decoder process: `python -m pawsort.decode_worker`, started by decoder_process.DecoderProcess only.
 
 It may crash or hang on hostile bytes and costs nobody anything when it does. It holds two descriptors
 from its parent, named in the one argument, a JSON object: a SOCK_SEQPACKET socket, over which each photo
@@ -14,13 +14,14 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import resource
 import signal
 import socket
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 import cv2
@@ -28,49 +29,17 @@ import numpy as np
 
 from pawsort import image
 from pawsort.errors import PictureError
-
-REQUEST_BYTES: Final = 4096
-READING: Final = 1
-DECODING: Final = 2
-"""Stages of a photo: a read that hangs is the machine's fault, a decoder that hangs the photo's."""
+from pawsort.exchange import DECODING, MESSAGE_BYTES, READING, Layout
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _OOM_SCORE_ADJ: Final = 800  # of 1000: when memory runs out, a decoder goes before its parent
 _NOISE_BYTES: Final = 1 << 20  # the most that codecs may write to standard error for one photo
+_RAN_OUT: Final = re.compile(rb"premature end of[a-zA-Z ]*|not enough data|premature EOF", re.IGNORECASE)
+_STRAY_BYTES: Final = re.compile(rb"Corrupt JPEG data: (\d{1,9}) extraneous bytes")
+_MOST_STRAY_SHARE: Final = 0.1  # of the file; photos in the wild have up to a few thousand bytes
+_MOST_SAID: Final = 2000  # characters of a message, escaped as JSON well below MESSAGE_BYTES
 _LARGEST_READ: Final = 1 << 30  # Linux reads at most 2 GiB in one call
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """The memory shared with the parent: a page whose first byte is the stage, then the slots.
-
-    A slot holds the views of one photo, then the whole picture.
-    """
-
-    views: tuple[int, int, int, int]  # (V, S, S, 3)
-    whole_bytes: int  # room for the whole picture
-
-    @classmethod
-    def of(cls, render: image.Render) -> "Layout":
-        """Lay out what a render makes."""
-        return cls(views=(len(render.views), render.size, render.size, 3), whole_bytes=render.whole_bytes)
-
-    @property
-    def views_bytes(self) -> int:
-        """Bytes of all views."""
-        count, size, _, channels = self.views
-        return count * size * size * channels
-
-    def slot(self, number: int) -> int:
-        """Offset of a slot."""
-        return mmap.PAGESIZE + number * self.slot_bytes
-
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of a slot, in whole pages."""
-        used = self.views_bytes + self.whole_bytes
-        return -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def main(argument: str) -> int:
@@ -79,14 +48,14 @@ def main(argument: str) -> int:
     _protect(settings["parent"])
     limits = image.Limits(**settings["limits"])
     render = image.Render(**{**settings["render"], "views": tuple(settings["render"]["views"])})
-    layout = Layout.of(render)
+    layout = Layout.of(render, settings["slots"])
     cv2.setNumThreads(1)
     parent = socket.socket(fileno=settings["socket"])
-    with mmap.mmap(settings["memory"], layout.slot(settings["slots"])) as memory:
+    with mmap.mmap(settings["memory"], layout.total_bytes) as memory:
         _limit_memory(limits.memory_bytes)
         parent.send(b'{"ready":true}')
         while True:
-            message, descriptors, _, _ = socket.recv_fds(parent, REQUEST_BYTES, 1)
+            message, descriptors, _, _ = socket.recv_fds(parent, MESSAGE_BYTES, 1)
             if not message:
                 return 0
             request = json.loads(message)
@@ -100,7 +69,14 @@ def main(argument: str) -> int:
 
 def _protect(parent: int) -> None:
     """End with the parent, leave signals to it, go first when memory runs out, dump no core."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    ):
         signal.signal(signum, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -126,6 +102,22 @@ def _forget_noise() -> None:
         os.ftruncate(2, 0)
 
 
+def _refuse_what_is_missing(size: int) -> None:
+    """Raise PictureError "truncated" if a codec only complained that it ran out of data.
+
+    libjpeg and libtiff fill what is missing with grey and say so on standard error. A file whose middle
+    has not arrived looks like that, its end being there. A few stray bytes are common in whole photos
+    and harmless; many are what is left when a hole of zeros was decoded as the rest of the picture.
+    """
+    if not os.fstat(2).st_size:
+        return
+    noise = os.pread(2, _NOISE_BYTES, 0)
+    stray = max((int(count) for count in _STRAY_BYTES.findall(noise)), default=0)
+    if (missing := _RAN_OUT.search(noise)) or stray > _MOST_STRAY_SHARE * size:
+        said = missing[0].decode("latin-1") if missing else f"{stray} stray bytes"
+        raise PictureError("truncated", f"part of the picture is missing: the decoder reports {said!r}")
+
+
 def _answer(
     descriptor: int, limits: image.Limits, render: image.Render, layout: Layout, memory: mmap.mmap, slot: int
 ) -> dict[str, Any]:
@@ -143,21 +135,23 @@ def _answer(
         hashed = time.perf_counter()
         photo = image.decode(data, limits, render.short_side)
         start = layout.slot(slot)
+        _refuse_what_is_missing(len(data))
         views = np.frombuffer(memory, np.uint8, layout.views_bytes, start).reshape(layout.views)
-        for target, name in zip(views, render.views, strict=True):
-            target[:] = image.view(photo.pixels, name, render.size)
+        image.views(photo.pixels, render.views, render.size, views)
         reply["whole"] = None
         if render.keep_short_side is not None:
             kept = image.whole(photo.pixels, render.keep_short_side)
             np.frombuffer(memory, np.uint8, kept.size, start + layout.views_bytes)[:] = kept.reshape(-1)
             reply["whole"] = kept.shape[:2]
     except PictureError as error:
-        return {**reply, "reason": error.reason, "message": str(error)}
+        return {**reply, "reason": error.reason, "message": str(error)[:_MOST_SAID]}
     except MemoryError:
-        message = f"decoding it takes more than the {limits.memory_bytes:,} bytes of memory that one photo may take"
+        message = (
+            f"decoding it takes more than the {limits.memory_bytes:,} bytes of memory that one photo may take"
+        )
         return {**reply, "reason": "too_large", "message": message}
     except Exception:  # noqa: BLE001  the boundary of one photo: a bug of ours is told to the parent, in full
-        return {**reply, "bug": traceback.format_exc()[-REQUEST_BYTES:]}
+        return {**reply, "bug": traceback.format_exc()[-_MOST_SAID:]}
     ended = time.perf_counter()
     reply["header"] = asdict(photo.header)
     reply["read_ms"] = round((hashed - began) * 1000, 3)
@@ -179,7 +173,8 @@ def _read(descriptor: int, most_bytes: int, reply: dict[str, Any]) -> bytes:
         data += more
     after = os.fstat(descriptor)
     if (len(data), after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
-        raise PictureError("changed", f"the file changed while it was read: {before.st_size:,} bytes, then {after.st_size:,}")
+        sizes = f"{before.st_size:,} bytes, then {after.st_size:,}"
+        raise PictureError("changed", f"the file changed while it was read: {sizes}")
     return data
 
 

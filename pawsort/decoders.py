@@ -25,34 +25,27 @@ with growing pauses, and `fault` says why meanwhile. Photos wait. `poll` raises 
 when there has been no worker at all for NO_WORKER_SECONDS; nothing is lost by it, call `poll` again.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import mmap
 import os
 import selectors
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from pawsort import decode_worker
-from pawsort.decode_worker import Layout
+from pawsort.decoder_process import DecoderProcess
 from pawsort.errors import MachineError, PictureError
-from pawsort.image import Header, Limits, Render
+from pawsort.header import Header
+from pawsort.render import Limits, Render
 
-DEPTH: Final = 2
-"""Photos at a worker at once: one in hand and one behind it, so that none idles between two polls."""
+DEPTH: Final = 8
+"""Photos at a worker at once, so that it does not idle while its parent classifies and files a batch."""
 
 START_SECONDS: Final = 60.0
 """A worker that is not ready after this long will not be; a busy machine needs a few seconds."""
@@ -62,8 +55,6 @@ NO_WORKER_SECONDS: Final = 10.0
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
-_REAP_SECONDS: Final = 1.0
-_NOISE_SHOWN: Final = 2000  # characters of a dead worker's last words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,12 +99,9 @@ class _Job:
     suspect: bool = False  # a worker died or hung with it in hand: next time it is alone
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Worker:
-    process: subprocess.Popen[bytes]
-    socket: socket.socket
-    memory: mmap.mmap
-    noise: int  # descriptor of the memfd that is its standard error
+    process: DecoderProcess
     since: float  # when it was started, or when its oldest photo was begun
     ready: bool = False
     sent: int = 0
@@ -121,19 +109,18 @@ class _Worker:
 
 
 class DecoderPool:
-    """`workers` processes that decode; use it as a context manager, from one thread.
+    """`workers` processes that decode, each with up to `depth` photos; a context manager, for one thread.
 
     That thread must live as long as the pool: the kernel kills the workers when it ends.
     """
 
-    def __init__(self, workers: int, render: Render, limits: Limits) -> None:
-        if workers < 1:
-            msg = f"a pool needs at least one worker, not {workers}"
-            raise ValueError(msg)
+    def __init__(self, workers: int, render: Render, limits: Limits, depth: int = DEPTH) -> None:
+        if workers < 1 or depth < 1:
+            raise ValueError(f"a pool needs a worker and room for a photo, not {workers} and {depth}")
         self._size = workers
         self._render = render
         self._limits = limits
-        self._layout = Layout.of(render)
+        self._depth = depth
         self._workers: list[_Worker] = []
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[_Job] = deque()
@@ -182,7 +169,7 @@ class DecoderPool:
     @property
     def free(self) -> int:
         """How many more photos may be submitted now."""
-        return max(DEPTH * self._size - self.busy - len(self._results), 0)
+        return max(self._depth * self._size - self.busy - len(self._results), 0)
 
     @property
     def fault(self) -> MachineError | None:
@@ -218,8 +205,7 @@ class DecoderPool:
         ValueError when `free` is 0; the file then stays the caller's.
         """
         if not self.free:
-            msg = f"the decoder pool is full with {self.busy} photos; poll it first"
-            raise ValueError(msg)
+            raise ValueError(f"the decoder pool is full with {self.busy} photos; poll it first")
         self._waiting.append(_Job(ticket, fd))
         self._dispatch()
 
@@ -250,7 +236,11 @@ class DecoderPool:
         for worker in [w for w in self._workers if (w.queue or not w.ready) and now >= self._deadline(w)]:
             # It may have answered while nobody looked: only what is still missing now is late.
             self._take_replies(worker)
-            if worker in self._workers and (worker.queue or not worker.ready) and now >= self._deadline(worker):
+            if (
+                worker in self._workers
+                and (worker.queue or not worker.ready)
+                and now >= self._deadline(worker)
+            ):
                 self._lose(worker, timed_out=True)
         self._undead = [process for process in self._undead if process.poll() is None]
         self._start_missing()
@@ -271,18 +261,17 @@ class DecoderPool:
             if not self._send(worker, self._suspects.popleft()):
                 return
         while self._waiting:
-            open_to_more = [w for w in self._workers if len(w.queue) < DEPTH and not any(j.suspect for j in w.queue)]
+            open_to_more = [
+                w for w in self._workers if len(w.queue) < self._depth and not any(j.suspect for j in w.queue)
+            ]
             worker = min(open_to_more, key=lambda w: len(w.queue), default=None)
             if worker is None or not self._send(worker, self._waiting.popleft()):
                 return
 
     def _send(self, worker: _Worker, job: _Job) -> bool:
         """Hand a photo to a worker; False when the machine has no room for it now, and it waits on."""
-        request = {"ticket": job.ticket, "slot": worker.sent % DEPTH}
         try:
-            socket.send_fds(worker.socket, [json.dumps(request).encode()], [job.descriptor])
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has just died: its socket says so at the next poll, and the photo is found in its queue
+            worker.process.send(job.ticket, worker.sent % self._depth, job.descriptor)
         except OSError as error:
             self._fault = MachineError(f"cannot hand a photo to its decoder: {error.strerror}")
             (self._suspects if job.suspect else self._waiting).appendleft(job)
@@ -295,18 +284,10 @@ class DecoderPool:
 
     def _take_replies(self, worker: _Worker) -> None:
         """Take every reply that has come from a worker, and its death if that has come too."""
-        while worker in self._workers:
-            try:
-                message = worker.socket.recv(1 << 16, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                continue  # it died with requests unread; what it said before, and then the end, follow
-            if not message:
+        while (message := worker.process.receive()) is not None:
+            if not message or not self._take(worker, message):
                 self._lose(worker, timed_out=False)
                 return
-            if not self._take(worker, message):
-                self._lose(worker, timed_out=False)
 
     def _take(self, worker: _Worker, message: bytes) -> bool:
         """Turn a reply into a result; False when it makes no sense, as after a codec wrote where it should not."""
@@ -337,26 +318,21 @@ class DecoderPool:
             return Unreadable(ticket=job.ticket, error=error)
         sha256, size = reply["sha256"], int(reply["bytes"])
         if "bug" in reply:
-            reply["reason"], reply["message"] = "decoder_died", f"a bug in pawsort, please report it:\n{reply['bug']}"
+            reply["reason"], reply["message"] = (
+                "decoder_died",
+                f"a bug in pawsort, please report it:\n{reply['bug']}",
+            )
         if "reason" in reply:
             failure = PictureError(reply["reason"], reply["message"])
             return Undecodable(ticket=job.ticket, sha256=sha256, bytes=size, error=failure)
-        start = self._layout.slot((worker.sent - len(worker.queue)) % DEPTH)
-        views = np.frombuffer(worker.memory, np.uint8, self._layout.views_bytes, start)
-        whole = None
-        if reply["whole"] is not None:
-            height, width = reply["whole"]
-            if height < 1 or width < 1 or height * width * 3 > self._layout.whole_bytes:
-                msg = "the whole picture does not fit its slot"
-                raise ValueError(msg)
-            at = start + self._layout.views_bytes
-            whole = np.frombuffer(worker.memory, np.uint8, height * width * 3, at).reshape(height, width, 3).copy()
+        slot = (worker.sent - len(worker.queue)) % self._depth
+        whole = None if reply["whole"] is None else worker.process.whole(slot, *reply["whole"])
         return Decoded(
             ticket=job.ticket,
             sha256=sha256,
             bytes=size,
             header=Header(**reply["header"]),
-            views=views.reshape(self._layout.views).copy(),
+            views=worker.process.views(slot),
             whole=whole,
             read_ms=reply["read_ms"],
             decode_ms=reply["decode_ms"],
@@ -370,25 +346,27 @@ class DecoderPool:
 
     def _lose(self, worker: _Worker, *, timed_out: bool) -> None:
         """Kill a worker that died, hangs or talks nonsense, and decide about each photo it had."""
-        stage = worker.memory[0]
+        was_reading = worker.process.is_reading
         cause, noise = self._bury(worker)
         self.deaths += 1
         if not worker.ready:
             why = "is not ready after a minute" if timed_out else f"ended while starting ({cause})"
-            self._start_failed(f"a decoder process {why}: {noise.strip() or 'it said nothing'}")
+            self._start_failed(f"a decoder process {why}: {noise or 'it said nothing'}")
         elif worker.queue:
             job = worker.queue.popleft()
-            if timed_out and stage == decode_worker.READING:
+            if timed_out and was_reading:
                 message = f"reading it was not done after {self._limits.seconds:g} s"
                 self._finish(job, Unreadable(ticket=job.ticket, error=MachineError(message)))
             elif not job.suspect:
                 job.suspect = True
                 self._suspects.append(job)
             elif timed_out:
-                seconds = f"{self._limits.seconds:g} s"
-                self._give_up(job, PictureError("decoder_timed_out", f"decoding it was not done after {seconds}, twice"))
+                message = f"decoding it was not done after {self._limits.seconds:g} s, twice"
+                self._give_up(job, PictureError("decoder_timed_out", message))
             else:
-                self._give_up(job, PictureError("decoder_died", f"decoding it killed two processes ({cause})"))
+                self._give_up(
+                    job, PictureError("decoder_died", f"decoding it killed two processes ({cause})")
+                )
         for job in reversed(worker.queue):
             (self._suspects if job.suspect else self._waiting).appendleft(job)
         worker.queue.clear()
@@ -401,39 +379,31 @@ class DecoderPool:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = os.fstat(job.descriptor).st_size
         except OSError as failure:
-            self._finish(job, Unreadable(ticket=job.ticket, error=MachineError(f"reading failed: {failure.strerror}")))
+            self._finish(
+                job, Unreadable(ticket=job.ticket, error=MachineError(f"reading failed: {failure.strerror}"))
+            )
         else:
             self._finish(job, Undecodable(ticket=job.ticket, sha256=sha256, bytes=size, error=error))
 
     def _bury(self, worker: _Worker) -> tuple[str, str]:
         """Kill and reap a worker, and free what it held; why it ended, and its last words."""
         self._workers.remove(worker)
-        self._selector.unregister(worker.socket)
-        worker.socket.close()
-        worker.memory.close()
-        worker.process.kill()
-        try:
-            code = worker.process.wait(_REAP_SECONDS)
-        except subprocess.TimeoutExpired:
-            # Stuck in the kernel, on a dead network file system for one: reaped when it lets go.
-            self._undead.append(worker.process)
-            code = -signal.SIGKILL
-        noise = os.pread(worker.noise, 1 << 20, 0).decode("utf-8", "replace")[-_NOISE_SHOWN:]
-        os.close(worker.noise)
-        if code < 0:
-            with contextlib.suppress(ValueError):  # a realtime signal has no name
-                return signal.Signals(-code).name, noise
-        return f"exit code {code}", noise
+        self._selector.unregister(worker.process)
+        ending = worker.process.end()
+        if ending.undead is not None:
+            self._undead.append(ending.undead)
+        return ending.cause, ending.noise
 
     def _start_missing(self) -> None:
         while len(self._workers) < self._size and time.monotonic() >= self._start_at:
             try:
-                worker = self._start()
+                process = DecoderProcess(self._render, self._limits, self._depth)
             except OSError as error:
                 self._start_failed(f"cannot start a decoder process: {error.strerror or error}")
                 return
+            worker = _Worker(process, since=time.monotonic())
             self._workers.append(worker)
-            self._selector.register(worker.socket, selectors.EVENT_READ, worker)
+            self._selector.register(process, selectors.EVENT_READ, worker)
 
     def _start_failed(self, message: str) -> None:
         self._fault = MachineError(message)
@@ -447,60 +417,3 @@ class DecoderPool:
             self._no_worker_since = now
         elif now - self._no_worker_since >= NO_WORKER_SECONDS:
             raise self._fault
-
-    def _start(self) -> _Worker:
-        """Start one worker; OSError when the machine has no process, memory or descriptor for it."""
-        with contextlib.ExitStack() as undo:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(ours.close)
-            with theirs:
-                noise = os.memfd_create("pawsort-decoder-stderr")
-                undo.callback(os.close, noise)
-                fcntl.fcntl(noise, fcntl.F_SETFL, os.O_APPEND)
-                shared = os.memfd_create("pawsort-decoder-pictures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-                try:
-                    os.ftruncate(shared, self._layout.slot(DEPTH))
-                    # Sealed, or a worker taken over by a hostile photo could shrink it under our reads.
-                    fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                    memory = mmap.mmap(shared, self._layout.slot(DEPTH))
-                    undo.callback(memory.close)
-                    process = self._spawn(theirs.fileno(), shared, noise)
-                finally:
-                    os.close(shared)
-            undo.pop_all()
-        return _Worker(process=process, socket=ours, memory=memory, noise=noise, since=time.monotonic())
-
-    def _spawn(self, channel: int, shared: int, noise: int) -> subprocess.Popen[bytes]:
-        settings = {
-            "parent": os.getpid(),
-            "socket": channel,
-            "memory": shared,
-            "slots": DEPTH,
-            "limits": asdict(self._limits),
-            "render": asdict(self._render),
-        }
-        # -P: what lies in the current folder must never be imported in place of a library.
-        command = [sys.executable, "-P", "-X", "faulthandler", "-m", decode_worker.__name__, json.dumps(settings)]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=noise,
-            pass_fds=(channel, shared),
-            env=self._environment(),
-            start_new_session=True,  # signals from a terminal are for the parent, which decides
-        )
-
-    def _environment(self) -> dict[str, str]:
-        package_parent = str(Path(__file__).resolve().parent.parent)
-        inherited = os.environ.get("PYTHONPATH")
-        return {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([package_parent, *([inherited] if inherited else [])]),
-            # OpenCV reads these once, when it is imported.
-            "OPENCV_IO_MAX_IMAGE_PIXELS": str(self._limits.pixels),
-            "OPENCV_IO_MAX_IMAGE_WIDTH": str(self._limits.side),
-            "OPENCV_IO_MAX_IMAGE_HEIGHT": str(self._limits.side),
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-        }

@@ -6,7 +6,10 @@ from pawsort.errors import PictureError
 
 SUPPORTED: Final = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heic")
 
-_SUPPORTED_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"BM", b"RIFF")
+_SUPPORTED_MAGIC: Final = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"),
+    *(b"II*\x00", b"MM\x00*", b"BM", b"RIFF"),
+)
 _IMAGES_REFUSED: Final = (
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000 codestream"),
@@ -108,16 +111,20 @@ def _looks_like_bmp(data: bytes) -> bool:
     A file that ends before that size is taken for a bitmap that is not whole yet.
     """
     size = data[14:18]
-    return len(size) < 4 or int.from_bytes(size, "little") in {12, 16, 40, 52, 56, 64, 108, 124}  # noqa: PLR2004
+    return len(size) < 4 or int.from_bytes(size, "little") in {12, 16, 40, 52, 56, 64, 108, 124}
 
 
 def _refuse(data: bytes) -> None:
     """Raise for the picture formats that are known and not read, and for documents."""
     for magic, name in _IMAGES_REFUSED:
         if data.startswith(magic):
-            raise PictureError("unsupported_format", f"{name} pictures are not read; convert it to JPEG or PNG")
+            raise PictureError(
+                "unsupported_format", f"{name} pictures are not read; convert it to JPEG or PNG"
+            )
     if data[:1] == b"P" and data[1:2] in {bytes((kind,)) for kind in _PXM_KINDS} and data[2:3].isspace():
-        raise PictureError("unsupported_format", "PBM/PGM/PPM/PAM/PFM pictures are not read; convert it to PNG")
+        raise PictureError(
+            "unsupported_format", "PBM/PGM/PPM/PAM/PFM pictures are not read; convert it to PNG"
+        )
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096].lower():
         raise PictureError("unsupported_format", "SVG drawings are not read; convert it to PNG")

@@ -7,6 +7,7 @@ format says so, "corrupt" when they contradict the format.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,9 +56,10 @@ def truncated(kind: str, size: int) -> PictureError:
 # -- JPEG (ITU-T T.81, annex B) --------------------------------------------------------------------
 
 _START_OF_SCAN: Final = 0xDA
+_END_OF_IMAGE: Final = 0xD9
 _APP1: Final = 0xE1
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
+_STANDALONE: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _LOSSLESS: Final = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF})  # lossless or hierarchical
 _EXIF_MARK: Final = b"Exif\x00\x00"
 
@@ -65,37 +67,41 @@ _EXIF_MARK: Final = b"Exif\x00\x00"
 def _jpeg(data: bytes) -> tuple[int, int, int, int]:
     width = height = 0
     orientation = 1
-    position = 2
-    while True:
-        if data[position] != 0xFF:  # noqa: PLR2004
-            # libjpeg skips stray bytes between segments too, with a warning.
-            position = data.find(b"\xff", position)
-            if position < 0:
-                raise truncated("jpeg", len(data))
-        while data[position] == 0xFF:  # noqa: PLR2004  any number of fill bytes may stand before a marker
+    for marker, start, end in _jpeg_segments(data):
+        if marker in _FRAMES:
+            precision, height, width = struct.unpack_from(">BHH", data, start)
+            if precision != 8 or marker in _LOSSLESS:
+                kind = "lossless or hierarchical" if marker in _LOSSLESS else f"{precision}-bit"
+                raise PictureError("unsupported_format", f"a {kind} jpeg is not read")
+        elif marker == _APP1 and orientation == 1 and data.startswith(_EXIF_MARK, start):
+            orientation = exif.orientation(data[start + 6 : end])
+    # Trailing bytes after the end mark are fine. A thumbnail's own end mark stands before the scan.
+    if data.rfind(b"\xff\xd9", end) < 0:
+        raise truncated("jpeg", len(data))
+    return width, height, 1, orientation
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Walk the marker segments up to the header of the first scan: (marker, start and end of the contents)."""
+    marker, position = 0, 2
+    while marker != _START_OF_SCAN:
+        # libjpeg skips stray bytes between segments too; any number of fill bytes may stand before a marker.
+        position = data.find(b"\xff", position)
+        if position < 0:
+            raise truncated("jpeg", len(data))
+        while data[position] == 0xFF:
             position += 1
         marker = data[position]
         position += 1
-        if marker in _STANDALONE or marker == 0:
-            continue
-        if marker == 0xD9:  # noqa: PLR2004
+        if marker == _END_OF_IMAGE:
             raise PictureError("corrupt", "the jpeg file ends before its first scan")
+        if marker in _STANDALONE:
+            continue
         (length,) = struct.unpack_from(">H", data, position)
-        if length < 2:  # noqa: PLR2004  the length counts itself
-            raise PictureError("corrupt", "a jpeg segment says that it is shorter than its own length field")
-        if marker in _FRAMES:
-            precision, height, width = struct.unpack_from(">BHH", data, position + 2)
-            if precision != 8 or marker in _LOSSLESS:  # noqa: PLR2004
-                raise PictureError("unsupported_format", f"a lossless, hierarchical or {precision}-bit jpeg is not read")
-        elif marker == _APP1 and orientation == 1 and data.startswith(_EXIF_MARK, position + 2):
-            orientation = exif.orientation(data[position + 8 : position + length])
+        if length < 2:  # it counts itself
+            raise PictureError("corrupt", "a jpeg segment is shorter than its own length field")
+        yield marker, position + 2, position + length
         position += length
-        if marker == _START_OF_SCAN:
-            break
-    # Trailing bytes after the end mark are fine. A thumbnail's own end mark stands before the scan.
-    if data.rfind(b"\xff\xd9", position) < 0:
-        raise truncated("jpeg", len(data))
-    return width, height, 1, orientation
 
 
 # -- PNG (ISO/IEC 15948; APNG's acTL from the third edition) ----------------------------------------
@@ -103,16 +109,18 @@ def _jpeg(data: bytes) -> tuple[int, int, int, int]:
 
 def _png(data: bytes) -> tuple[int, int, int, int]:
     length, kind, width, height = struct.unpack_from(">I4sII", data, 8)
-    if kind != b"IHDR" or length != 13:  # noqa: PLR2004
+    if kind != b"IHDR" or length != 13:
         raise PictureError("corrupt", "the png file does not begin with its header")
     frames = orientation = 1
     position = 8
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
-        if length > 0x7FFFFFFF or not kind.isalpha():  # noqa: PLR2004
+        if length > 0x7FFFFFFF or not kind.isalpha():
             if not any(data[position:]):  # space set aside for bytes that have not arrived
                 raise truncated("png", len(data))
-            raise PictureError("corrupt", f"the png file has no chunk where one should begin, at byte {position}")
+            raise PictureError(
+                "corrupt", f"the png file has no chunk where one should begin, at byte {position}"
+            )
         if kind == b"acTL":
             (frames,) = struct.unpack_from(">I", data, position + 8)
         elif kind == b"eXIf" and length < len(data):
@@ -140,7 +148,7 @@ def _webp(data: bytes) -> tuple[int, int, int, int]:
         return width & 0x3FFF, height & 0x3FFF, 1, 1
     if kind == b"VP8L":
         mark, bits = struct.unpack_from("<BI", data, 20)
-        if mark != 0x2F:  # noqa: PLR2004
+        if mark != 0x2F:
             raise PictureError("corrupt", "the webp file has no lossless picture where one should begin")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, 1, 1
     if kind != b"VP8X":
@@ -162,7 +170,7 @@ def _webp(data: bytes) -> tuple[int, int, int, int]:
 def _ends_in_nothing(data: bytes, end: int) -> bool:
     """Tell whether the last 512 bytes are zero: space set aside, for compressed data never looks so."""
     tail = data[max(end - 512, 0) : end]
-    return len(tail) == 512 and not any(tail)  # noqa: PLR2004
+    return len(tail) == 512 and not any(tail)
 
 
 # -- GIF (GIF89a specification) ---------------------------------------------------------------------
@@ -175,16 +183,18 @@ def _gif(data: bytes) -> tuple[int, int, int, int]:
     while True:
         mark = data[position]
         position += 1
-        if mark == 0x3B:  # noqa: PLR2004  the trailer
+        if mark == 0x3B:
             break
-        if mark == 0x2C:  # noqa: PLR2004  an image: descriptor, colours, code size, then blocks
+        if mark == 0x2C:
             position += 8
             position += 2 + _colour_table(data[position])
             frames += 1
-        elif mark == 0x21:  # noqa: PLR2004  an extension: a label, then blocks
+        elif mark == 0x21:
             position += 1
         elif any(data[position - 1 :]):
-            raise PictureError("corrupt", f"the gif file has no block where one should begin, at byte {position - 1}")
+            raise PictureError(
+                "corrupt", f"the gif file has no block where one should begin, at byte {position - 1}"
+            )
         else:
             raise truncated("gif", len(data))
         size = data[position]

@@ -11,7 +11,7 @@ comes out is the same for the same bytes, wherever it runs:
 Import this module after OPENCV_IO_MAX_IMAGE_PIXELS is set, if it is to count: OpenCV reads it once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,38 +19,18 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-
+from pawsort import tiff
 from pawsort.errors import PictureError
 from pawsort.header import Header, read_header
+from pawsort.render import CENTRE_SHARE, MOST_STRETCH, VIEWS, Limits, Render, check
 
-__all__ = ["Header", "Limits", "Photo", "Render", "check", "decode", "read_header", "view", "whole"]
+__all__ = ["Header", "Limits", "Photo", "Render", "check", "decode", "read_header", "view", "views", "whole"]
 
 Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.integer[Any] | np.floating[Any]]
 
-CENTRE_SHARE: Final = 0.875
-"""Share of the short side that the view "centre" keeps: 224 of 256, torchvision's evaluation crop."""
-
-VIEWS: Final = ("centre", "centre-flipped", "whole", "whole-flipped")
-"""The names that `view` knows."""
-
 WHITE: Final = 255
 """The background that transparent pictures are laid on."""
-
-MOST_STRETCH: Final = 4
-"""A whole picture that is kept has at most this many times the area of a square of its short side's limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What one photo may cost. Over it, it is refused as "too_large" before memory is spent."""
-
-    bytes: int = 256 << 20  # of the file
-    pixels: int = 100_000_000  # width times height
-    side: int = 32_768  # pixels, width and height alike
-    frames: int = 10_000  # pages or animation frames, of which only the first is decoded
-    seconds: float = 20.0  # from when a worker starts on it until it is killed
-    memory_bytes: int = 1 << 30  # address space for one photo, on top of the idle worker's own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,46 +39,6 @@ class Photo:
 
     pixels: Pixels  # (H, W, 3) RGB, as shown, contiguous
     header: Header
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Render:
-    """What a decoder makes of a photo."""
-
-    size: int  # side of the square views, pixels
-    views: tuple[str, ...] = ("centre",)  # some of VIEWS
-    keep_short_side: int | None = None  # hand back the whole picture too, its short side at most this
-
-    def __post_init__(self) -> None:
-        """Refuse what no decoder could make."""
-        unknown = sorted(set(self.views) - set(VIEWS))
-        if unknown:
-            msg = f"unknown views {unknown}; known are {', '.join(VIEWS)}"
-            raise ValueError(msg)
-        if self.size < 1 or (self.keep_short_side is not None and self.keep_short_side < 1):
-            msg = f"a picture needs a side of at least 1 pixel: size={self.size}, keep_short_side={self.keep_short_side}"
-            raise ValueError(msg)
-
-    @property
-    def short_side(self) -> int:
-        """The short side to decode at: no view and no whole picture needs more."""
-        return max(round(self.size / CENTRE_SHARE), self.keep_short_side or 0)
-
-    @property
-    def whole_bytes(self) -> int:
-        """The most bytes that a whole picture takes."""
-        return 3 * MOST_STRETCH * (self.keep_short_side or 0) ** 2
-
-
-def check(header: Header, limits: Limits) -> None:
-    """Hold a header against the limits; PictureError "too_large" names the limit and the figure."""
-    for figure, limit, unit in (
-        (max(header.width, header.height), limits.side, "pixels a side"),
-        (header.width * header.height, limits.pixels, "pixels"),
-        (header.frames, limits.frames, "frames"),
-    ):
-        if figure > limit:
-            raise PictureError("too_large", f"{figure:,} {unit}, over the limit of {limit:,}")
 
 
 def decode(data: bytes, limits: Limits, short_side: int) -> Photo:
@@ -136,7 +76,6 @@ _REDUCED_JPEG: Final = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
     (4, cv2.IMREAD_REDUCED_COLOR_4),
     (2, cv2.IMREAD_REDUCED_COLOR_2),
-    (1, cv2.IMREAD_COLOR),
 )
 
 
@@ -154,23 +93,31 @@ def _imdecode(data: bytes, flags: int, kind: str) -> Stored:
 
 
 def _jpeg(data: bytes, factor: int) -> Pixels:
-    flag = next(flag for scale, flag in _REDUCED_JPEG if scale <= factor)
-    pixels = _imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION, "jpeg")
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), np.uint8)
+    for scale, flag in _REDUCED_JPEG:
+        if scale <= factor:
+            pixels = _imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION, "jpeg")
+            return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), np.uint8)
+    return np.asarray(_imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, "jpeg"), np.uint8)
 
 
 def _other(data: bytes, header: Header) -> Pixels:
     """Decode with transparency and depth as stored, then make RGB of it."""
     stored = _imdecode(data, cv2.IMREAD_UNCHANGED, header.format)
+    deep = stored.dtype != np.uint8
     if stored.dtype == np.uint16:
         stored = cv2.convertScaleAbs(stored, alpha=1 / 257)  # 65535 becomes 255
     if stored.dtype != np.uint8:
-        raise PictureError("unsupported_format", f"{header.format} pictures of {stored.dtype} samples are not read")
-    if stored.ndim == 2 or stored.shape[2] == 1:  # noqa: PLR2004
+        raise PictureError(
+            "unsupported_format", f"{header.format} pictures of {stored.dtype} samples are not read"
+        )
+    if stored.ndim == 2 or stored.shape[2] == 1:
         return np.asarray(cv2.cvtColor(stored, cv2.COLOR_GRAY2RGB), np.uint8)
-    if stored.shape[2] == 3:  # noqa: PLR2004
+    if stored.shape[2] == 3:
         return np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
-    return _on_white(np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGRA2RGBA), np.uint8), premultiplied=header.format == "tiff")
+    rgba = np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGRA2RGBA), np.uint8)
+    # libtiff multiplies 8-bit colours with their alpha while decoding, and leaves 16-bit ones as stored.
+    premultiplied = header.format == "tiff" and (not deep or tiff.read_pages(data).premultiplied)
+    return _on_white(rgba, premultiplied=premultiplied)
 
 
 def _on_white(rgba: Pixels, *, premultiplied: bool) -> Pixels:
@@ -188,7 +135,7 @@ def _on_white(rgba: Pixels, *, premultiplied: bool) -> Pixels:
 
 def _heic(data: bytes) -> Pixels:
     try:
-        import pillow_heif  # noqa: PLC0415  optional, and slow to import
+        import pillow_heif
     except ImportError as error:
         raise PictureError(
             "unsupported_format", "HEIC pictures need one more package: pip install 'pawsort[heic]'"
@@ -198,9 +145,9 @@ def _heic(data: bytes) -> Pixels:
         stored = np.asarray(pillow_heif.open_heif(data, convert_hdr_to_8bit=True))
     except (ValueError, SyntaxError, RuntimeError, EOFError, OSError, LookupError) as error:
         raise PictureError("corrupt", f"the heic decoder refuses it: {error}") from error
-    if stored.ndim == 2:  # noqa: PLR2004
+    if stored.ndim == 2:
         return np.asarray(cv2.cvtColor(stored, cv2.COLOR_GRAY2RGB), np.uint8)
-    if stored.shape[2] == 3:  # noqa: PLR2004
+    if stored.shape[2] == 3:
         return np.asarray(stored, np.uint8)
     return _on_white(np.asarray(stored, np.uint8), premultiplied=False)
 
@@ -247,7 +194,9 @@ def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
     if factor > 1:
         pixels = _reduced(pixels, factor)
     if pixels.shape[1] > width or pixels.shape[0] > height:
-        pixels = np.asarray(cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        pixels = np.asarray(
+            cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR), np.uint8
+        )
         return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -258,19 +207,34 @@ def view(pixels: Pixels, name: str, size: int) -> Pixels:
     """Make the (size, size, 3) picture that a model sees of decoded pixels (H, W, 3).
 
     "centre" is the middle square, 87.5 % of the short side; "whole" is everything, squeezed into a
-    square; "-flipped" mirrors either. Raises ValueError for another name.
+    square; "-flipped" mirrors either, left to right. Raises ValueError for another name.
     """
-    base, _, flipped = name.partition("-")
-    if name not in VIEWS:
-        msg = f"unknown view {name!r}; known are {', '.join(VIEWS)}"
-        raise ValueError(msg)
-    if base == "centre":
-        height, width = pixels.shape[:2]
-        side = max(round(min(height, width) * CENTRE_SHARE), 1)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[top : top + side, left : left + side]
-    square = _resized(pixels, size, size)
-    return np.ascontiguousarray(square[:, ::-1] if flipped else square)
+    return views(pixels, (name,), size)[0]
+
+
+def views(pixels: Pixels, names: Sequence[str], size: int, out: Pixels | None = None) -> Pixels:
+    """Make several views at once: (V, size, size, 3), into `out` if given; a view and its mirror cost one resize."""
+    pictures: Pixels = np.empty((len(names), size, size, 3), np.uint8) if out is None else out
+    made: dict[str, Pixels] = {}
+    for target, name in zip(pictures, names, strict=True):
+        if name not in VIEWS:
+            msg = f"unknown view {name!r}; known are {', '.join(VIEWS)}"
+            raise ValueError(msg)
+        base, _, flipped = name.partition("-")
+        if base not in made:
+            made[base] = _resized(_middle_square(pixels) if base == "centre" else pixels, size, size)
+        if flipped:
+            cv2.flip(made[base], 1, dst=target)
+        else:
+            target[:] = made[base]
+    return pictures
+
+
+def _middle_square(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    side = max(round(min(height, width) * CENTRE_SHARE), 1)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def whole(pixels: Pixels, short_side: int) -> Pixels:
@@ -280,7 +244,9 @@ def whole(pixels: Pixels, short_side: int) -> Pixels:
     `short_side` times that.
     """
     height, width = pixels.shape[:2]
-    scale = min(1.0, short_side / min(height, width), (MOST_STRETCH * short_side**2 / (height * width)) ** 0.5)
+    scale = min(
+        1.0, short_side / min(height, width), (MOST_STRETCH * short_side**2 / (height * width)) ** 0.5
+    )
     if scale == 1:
         return pixels
     return _resized(pixels, max(int(width * scale), 1), max(int(height * scale), 1))

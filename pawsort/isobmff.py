@@ -39,17 +39,7 @@ def read_primary(data: bytes) -> Primary:
     Raises PictureError "truncated" when a box or a picture's bytes lie beyond the end of the file,
     "corrupt" when there is no primary picture; struct.error where a field lies beyond the end.
     """
-    meta = None
-    for box in _boxes(data, 0, len(data)):
-        if box.end > len(data):
-            raise PictureError("truncated", f"the file stops after {len(data)} bytes, within its {_name(box)} part")
-        if box.kind == b"meta" and meta is None:
-            meta = box
-    if meta is None:
-        raise PictureError("truncated", f"the file stops after {len(data)} bytes, before its description")
-    inside = {box.kind: box for box in _boxes(data, meta.start + 4, meta.end)}
-    if not inside.keys() >= {b"pitm", b"iprp", b"iloc"}:
-        raise PictureError("corrupt", "the file does not name a primary picture")
+    inside = _description(data)
     item = _primary_item(data, inside[b"pitm"])
     width = height = turn = 0
     mirror: int | None = None
@@ -66,8 +56,21 @@ def read_primary(data: bytes) -> Primary:
     return Primary(width=width, height=height, orientation=_ORIENTATIONS[turn, mirror], end=end or len(data))
 
 
-def _name(box: _Box) -> str:
-    return box.kind.decode("latin-1")
+def _description(data: bytes) -> dict[bytes, _Box]:
+    """The boxes inside the file's `meta` box, by kind; every outermost box must lie within the file."""
+    meta = None
+    for box in _boxes(data, 0, len(data)):
+        if box.end > len(data):
+            name = box.kind.decode("latin-1")
+            raise PictureError("truncated", f"the file stops after {len(data)} bytes, within its {name} part")
+        if box.kind == b"meta" and meta is None:
+            meta = box
+    if meta is None:
+        raise PictureError("truncated", f"the file stops after {len(data)} bytes, before its description")
+    inside = {box.kind: box for box in _boxes(data, meta.start + 4, meta.end)}
+    if not inside.keys() >= {b"pitm", b"iprp", b"iloc"}:
+        raise PictureError("corrupt", "the file does not name a primary picture")
+    return inside
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
@@ -129,7 +132,7 @@ def _last_byte(data: bytes, box: _Box) -> int:
         position += size
         return int.from_bytes(data[position - size : position], "big")
 
-    wide = version == 2  # noqa: PLR2004
+    wide = version == 2
     last = 0
     for _ in range(number(4 if wide else 2)):
         number(4 if wide else 2)

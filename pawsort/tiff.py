@@ -7,10 +7,13 @@ from typing import Final
 from pawsort.errors import PictureError
 
 _WIDTH, _HEIGHT, _SUBFILE = 256, 257, 254
-_ORIENTATION, _SUB_DIRECTORIES, _DNG_VERSION = 274, 330, 50706
-_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
+_ORIENTATION, _SUB_DIRECTORIES, _EXTRA_SAMPLES, _DNG_VERSION = 274, 330, 338, 50706
 _STRIPS: Final = ((273, 279), (324, 325))  # (offsets, byte counts) of strips, of tiles
-_TYPES: Final = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_WANTED: Final = frozenset(
+    {_WIDTH, _HEIGHT, _SUBFILE, _ORIENTATION, _SUB_DIRECTORIES, _EXTRA_SAMPLES, _DNG_VERSION}
+    | {tag for pair in _STRIPS for tag in pair}
+)
+_TYPES: Final = dict(zip((1, 3, 4, 6, 7, 8, 9, 13, 16, 17, 18), "BHIbBhiIQqQ", strict=True))
 _BIG: Final = 43  # the number that marks a BigTIFF, where a plain TIFF has 42
 _MOST_PAGES: Final = 65_536  # more are not counted
 
@@ -67,19 +70,19 @@ def _read_directory(data: bytes, position: int, order: str, *, big: bool) -> tup
     position += struct.calcsize(count_code)
     if position + entries * entry_size > len(data):
         raise PictureError("truncated", f"the tiff file stops after {len(data)} bytes, within a directory")
-    wanted = {_WIDTH, _HEIGHT, _SUBFILE, _ORIENTATION, _SUB_DIRECTORIES, _DNG_VERSION, _EXTRA_SAMPLES, _SAMPLE_FORMAT}
-    wanted.update(tag for pair in _STRIPS for tag in pair)
     directory: Directory = {}
     for _ in range(entries):
         tag, kind, count = struct.unpack_from(order + "HH" + value_code, data, position)
         code = _TYPES.get(kind)
-        if tag in wanted and code is not None and count:
+        if tag in _WANTED and code is not None and count:
             at = position + entry_size - inline
             size = count * struct.calcsize(code)
             if size > inline:
                 (at,) = struct.unpack_from(order + value_code, data, at)
             if at + size > len(data):
-                raise PictureError("truncated", f"the tiff file stops after {len(data)} bytes, before field {tag}")
+                raise PictureError(
+                    "truncated", f"the tiff file stops after {len(data)} bytes, before field {tag}"
+                )
             directory[tag] = struct.unpack_from(f"{order}{count}{code}", data, at)
         position += entry_size
     (following,) = struct.unpack_from(order + value_code, data, position)
@@ -90,4 +93,6 @@ def _check_extents(directory: Directory, size: int) -> None:
     for offsets, counts in _STRIPS:
         for offset, count in zip(directory.get(offsets, ()), directory.get(counts, ()), strict=False):
             if offset + count > size:
-                raise PictureError("truncated", f"the tiff file stops after {size} bytes, before its pixels do")
+                raise PictureError(
+                    "truncated", f"the tiff file stops after {size} bytes, before its pixels do"
+                )
