@@ -25,6 +25,7 @@ DISTRIBUTIONS = {
     "pydantic_core": "pydantic",
     "yaml": "pyyaml",
     "PIL": "pillow",
+    "pillow_heif": "pillow-heif",
 }
 
 
