@@ -150,42 +150,31 @@ def show(what: str, config_file: Path, *, as_json: bool) -> None:
         terminal.print_rows(rows)
 
 
-@main.group(invoke_without_command=True)
-@click.pass_context
-def models(context: click.Context) -> None:
-    """List the models, or choose the one that serves."""
-    if context.invoked_subcommand is None:
-        context.invoke(list_models)
-
-
-@models.command("list")
+@main.command()
+@click.argument("action", type=click.Choice(["list", "use"]), default="list")
+@click.argument("name", required=False)
 @config_option
 @json_option
 @_with_exit_codes
-def list_models(config_file: Path = Path("config.yaml"), *, as_json: bool = False) -> None:
-    """List the models."""
+def models(action: str, name: str | None, config_file: Path, *, as_json: bool) -> None:
+    """List the models, or let the model NAME serve from now on (`pawsort models use NAME`)."""
     settings = _load(config_file)
     from daemon import terminal
     from pawsort.registry import Registry
 
-    listing = Registry(settings.models).listing()
+    registry = Registry(settings.models)
+    if action == "use":
+        if name is None:
+            raise click.UsageError(
+                "`pawsort models use` wants the NAME of a model; `pawsort models` lists them"
+            )
+        registry.use(name)
+        click.echo(f"{name} serves now")
+        return
     if as_json:
-        _print_json(listing)
+        _print_json(registry.listing())
     else:
-        terminal.print_models(listing)
-
-
-@models.command("use")
-@click.argument("name")
-@config_option
-@_with_exit_codes
-def use_model(name: str, config_file: Path) -> None:
-    """Let the model NAME serve from now on."""
-    settings = _load(config_file)
-    from pawsort.registry import Registry
-
-    Registry(settings.models).use(name)
-    click.echo(f"{name} serves now")
+        terminal.print_models(registry.listing())
 
 
 def _print_json(document: object) -> None:

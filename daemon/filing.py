@@ -21,6 +21,7 @@ from pawsort import errors
 from pawsort.bundle import sync_directory
 from pawsort.ledger import Entry, Event, Ledger
 
+DUPLICATES = "duplicates"  # folder inside review, for `duplicates: folder`
 REASON_SUFFIX = ".reason.txt"  # of the note beside a rejected file
 LONGEST_NAME = 255  # bytes, on every Linux file system that matters
 REMEMBERED_NAMES = 4096  # names whose last number is remembered, so that the 1,000th IMG.jpg need not try 999
@@ -48,6 +49,7 @@ class Verdict:
     height: int | None = None
     decode_ms: float | None = None
     infer_ms: float | None = None
+    is_duplicate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +79,16 @@ class Folders:
     review: Path
     rejected: Path
 
-    def of(self, event: Event, label: str | None) -> Path:
-        """The folder for photos of this outcome."""
-        if event == "sorted":
-            if label is None:
-                message = "a sorted photo has a label"
+    def of(self, verdict: Verdict) -> Path:
+        """The folder for a photo of this verdict."""
+        if verdict.event == "sorted":
+            if verdict.label is None:
+                message = f"{verdict.path}: a sorted photo has a label"
                 raise ValueError(message)
-            return self.sorted / label
-        return self.review if event == "review" else self.rejected
+            return self.sorted / verdict.label
+        if verdict.event == "rejected":
+            return self.rejected
+        return self.review / DUPLICATES if verdict.is_duplicate else self.review
 
 
 class Filing:
@@ -192,7 +196,7 @@ class Filing:
             return destination
 
     def _entry(self, verdict: Verdict, chosen: set[Path]) -> Entry:
-        folder = self._folders.of(verdict.event, verdict.label)
+        folder = self._folders.of(verdict)
         destination = self._free_name(folder, verdict.path.name, verdict.event, chosen)
         chosen.add(destination)
         return Entry(

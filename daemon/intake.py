@@ -152,6 +152,7 @@ class Intake:
         self._monotonic = monotonic
         self._clock = clock
         self._waiting: OrderedDict[Path, _Sighting] = OrderedDict()
+        self._left_alone: OrderedDict[Path, Identity] = OrderedDict()
         self.forgot_some = (
             False  # set when there were more waiting files than are remembered: a rescan is due
         )
@@ -165,6 +166,8 @@ class Intake:
             status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode):
                 return self._drop(path, f"is a {_kind(status.st_mode)}")
+            if self._left_alone.get(path) == Identity.of(status):
+                return Ignore(path=path, reason="is left alone")
             descriptor = os.open(
                 path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
             )
@@ -236,6 +239,12 @@ class Intake:
             self._waiting[arrival.path] = sighting
         return Wait(path=arrival.path, why=why, due=sighting.due, detail=detail)
 
+    def leave_alone(self, ready: Ready) -> None:
+        """Pass this file over from now on, until it changes."""
+        self._left_alone[ready.path] = ready.identity
+        if len(self._left_alone) > MOST_WAITING:
+            self._left_alone.popitem(last=False)
+
     def due(self) -> list[Arrival]:
         """Waiting files whose time to be looked at again has come. They stay remembered until they are examined."""
         now = self._monotonic()
@@ -250,8 +259,15 @@ class Intake:
         return min((sighting.due for sighting in self._waiting.values()), default=None)
 
     def holds(self, path: Path) -> bool:
-        """Whether this path is waiting: a rescan need not examine it, it comes by itself when it is due."""
-        return path in self._waiting
+        """Whether a rescan need not examine this path: it comes by itself when it is due, or is left alone."""
+        if path in self._waiting:
+            return True
+        if path not in self._left_alone:
+            return False
+        try:
+            return self._left_alone[path] == Identity.of(os.lstat(path))
+        except OSError:
+            return True
 
     def waiting(self) -> dict[Why, int]:
         """How many files wait, by reason."""
@@ -259,6 +275,11 @@ class Intake:
         for sighting in self._waiting.values():
             counts[sighting.why] += 1
         return counts
+
+    def fault(self) -> str | None:
+        """What the machine does not let us have, in words, or None."""
+        details = [sighting.detail for sighting in self._waiting.values() if sighting.why is Why.FAULT]
+        return f"{len(details)} files are not given by the machine: {details[0]}" if details else None
 
     def longest_waiting(self) -> tuple[Path, str, float] | None:
         """The file that has waited longest: path, why, seconds."""

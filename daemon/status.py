@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import orjson
+import structlog
 
 from daemon import inbox
 from pawsort import bundle, errors, ledger, registry
@@ -26,6 +27,9 @@ from pawsort.ledger import Counts
 FILE = "status.json"
 LOCK = "daemon.lock"
 STALE_AFTER = 15.0  # seconds without a sign of life after which a daemon that holds its lock counts as stuck
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,30 @@ class StatusFile:
         """Replace the file. Raises OSError."""
         self._temporary.write_bytes(orjson.dumps(asdict(snapshot), option=orjson.OPT_INDENT_2))
         self._temporary.replace(self._file)
+
+
+class Problems:
+    """What is wrong at present. One log line when a problem begins and one when it is over, however long it lasts."""
+
+    def __init__(self) -> None:
+        self.lasting: dict[str, str] = {}
+        self.changed = False  # since the last time somebody asked
+
+    def has(self, key: str) -> bool:
+        """Whether the problem `key` lasts."""
+        return key in self.lasting
+
+    def set(self, key: str, problem: str | None) -> None:
+        """Say what is wrong with `key`, or None when nothing is."""
+        if problem is None:
+            if self.lasting.pop(key, None) is not None:
+                log.warning("recovered", problem=key)
+                self.changed = True
+            return
+        if key not in self.lasting:
+            log.error("degraded", problem=key, reason=problem)
+            self.changed = True
+        self.lasting[key] = problem
 
 
 class Lock:

@@ -24,8 +24,8 @@ from rich.table import Table
 from daemon.checks import Finding
 from daemon.filing import Filed
 from daemon.inbox import files_below
+from daemon.journal import Tally
 from daemon.logs import readable
-from daemon.service import Tally
 from daemon.status import skipped_folders
 from pawsort.config import Settings
 from pawsort.ledger import Row

@@ -214,6 +214,10 @@ class Ledger:
             values.append(name)
         return self._rows(f"WHERE {' OR '.join(clauses) or '1'} ORDER BY id DESC", values)
 
+    def filed_with(self, sha256: str) -> list[Row]:
+        """Rows of photos that were filed and had these very bytes, newest first."""
+        return self._rows("WHERE state = 'done' AND sha256 = ? ORDER BY id DESC", [sha256])
+
     def last(self, number: int) -> list[Row]:
         """The last `number` rows that were filed, newest first."""
         return self._rows("WHERE state = 'done' ORDER BY id DESC LIMIT ?", [number])
