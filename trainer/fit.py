@@ -1,0 +1,386 @@
+"""The training loop: a network and decoded photos go in, a better network comes out.
+
+Fine-tunes every layer of an ImageNet ResNet-18. What makes it quick on a CPU: photos are decoded once, pictures start
+small and grow (Howard 2018, "progressive resizing"), arithmetic is bfloat16 where the CPU is fast at it, memory lies
+channels-last, and one thread makes the next pictures while the network learns from the last ones. What makes it good
+is in `Recipe`; docs/training.md has the figures for each part.
+
+Every random choice depends on the seed and a step's number alone. So a run that was interrupted and resumed ends
+where it would have ended, and two runs with one seed are the same run.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pawsort import errors, network
+from trainer import augment
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every setting of a run, but the seed. Figures for the choices: docs/training.md."""
+
+    epochs: int = 16
+    batch: int = 32  # photos a step
+    first_size: int = 128  # side of the training pictures at the start, pixels
+    last_size: int = 176  # and from four fifths of the run on
+    rate: float = 0.004  # peak learning rate of layer4
+    head_factor: float = 5.0  # the new head learns this much faster,
+    depth_factor: float = 0.5  # and each earlier stage this much slower than the one after it
+    warm_up: float = 0.15  # share of the run in which the rate rises
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # of convolutions and the head; not of biases and batch norm
+    smoothing: float = 0.1  # of labels
+    averaging: float = 0.99  # decay, a step, of the running average of weights that is kept in the end
+    balance: float = 0.5  # 0: classes are seen as often as they are; 1: all equally often
+    augmentation: augment.Augmentation = field(default_factory=augment.Augmentation)
+
+
+QUICK = Recipe(epochs=5, first_size=112, last_size=144)
+"""For a first look at new data: a few minutes instead of a quarter of an hour."""
+
+
+class Photos(Protocol):
+    """What is learned from: n decoded photos with their class numbers."""
+
+    targets: NDArray[np.int64]  # (n,) class numbers
+    weights: NDArray[np.float64]  # (n,) how much each label is to be trusted, above 0
+
+    def pixels(self, index: int) -> Pixels:
+        """Photo number `index`: (h, w, 3) uint8 RGB."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is; told after every step."""
+
+    epoch: int  # from 1
+    epochs: int
+    step: int  # of the whole run, from 1
+    steps: int
+    loss: float  # mean of this epoch so far
+    accuracy: float  # share right among the changed pictures of this epoch so far
+    validation: float | None  # accuracy after the last epoch
+    photos_per_second: float
+    seconds_left: float
+
+
+@dataclass
+class History:
+    """One entry an epoch; the report's learning curves."""
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+class InterruptedFit(errors.PawsortError):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+def train(
+    model: network.ResNet,
+    photos: Photos,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path,
+    identity: dict[str, Any],
+    validate: Callable[[network.ResNet], float],
+    progress: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[network.ResNet, History]:
+    """Train `model` and return the average of its weights over the last steps, and what happened.
+
+    A checkpoint is written after each epoch and when `stop` says so (then InterruptedFit is raised); when
+    `checkpoint` is there already, the run goes on from it. `identity` is what a checkpoint must agree with.
+    `validate` gives the accuracy of a network on photos that are not learned from.
+    """
+    model = model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    averaged = copy.deepcopy(model).eval()
+    optimizer = torch.optim.SGD(_parameter_groups(model, recipe), lr=0.0, momentum=recipe.momentum, nesterov=True)
+    history = History()
+    batch = min(recipe.batch, len(photos.targets))
+    steps_per_epoch = max(len(photos.targets) // batch, 1)
+    steps = steps_per_epoch * recipe.epochs
+    done = 0
+
+    # ---- An interrupted run goes on where it stopped ----
+    if checkpoint.exists():
+        done = _restore(checkpoint, identity, model, averaged, optimizer, history)
+
+    # ---- The loop ----
+    autocast = device.type == "cuda" or (device.type == "cpu" and network.bfloat16_is_fast())
+    mean = torch.tensor(network.MEAN, device=device).view(1, 3, 1, 1) * 255
+    scale = 1 / (torch.tensor(network.STD, device=device).view(1, 3, 1, 1) * 255)
+    tally = Tally()
+    for step, pictures, targets in _pictures(photos, recipe, seed, batch, steps_per_epoch, range(done, steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = group["factor"] * _rate(step / steps, recipe)
+        x = (torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() - mean) * scale
+        y = torch.from_numpy(targets).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            logits = model(x)
+        loss = nn.functional.cross_entropy(logits.float(), y, label_smoothing=recipe.smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        _average(averaged, model, decay=min(recipe.averaging, (1 + step) / (10 + step)))
+
+        tally.add(loss.item(), int((logits.argmax(1) == y).sum()), len(y))
+        done = step + 1
+        if done % steps_per_epoch == 0:
+            history.loss.append(tally.loss)
+            history.accuracy.append(tally.accuracy)
+            history.validation.append(validate(averaged))
+            history.seconds.append(tally.seconds)
+            tally = Tally()
+            _save(checkpoint, identity, model, averaged, optimizer, history, done)
+        progress(_report(done, steps, steps_per_epoch, batch, tally, history, recipe))
+        if stop() and done < steps:
+            _save(checkpoint, identity, model, averaged, optimizer, history, done)
+            raise InterruptedFit(f"stopped in epoch {done // steps_per_epoch + 1} of {recipe.epochs}; {checkpoint}")
+    return averaged, history
+
+
+# -- Rates ------------------------------------------------------------------------------------------
+
+
+def _parameter_groups(model: network.ResNet, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by how fast they learn and whether they decay.
+
+    The first stages see edges and textures, which are everybody's: they change least (Howard and Ruder 2018,
+    "discriminative fine-tuning").
+    """
+    depth = {"fc": None, "layer4": 0, "layer3": 1, "layer2": 2}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        stage = depth.get(name.split(".", maxsplit=1)[0], 3)
+        factor = recipe.head_factor if stage is None else recipe.depth_factor**stage
+        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor, "weight_decay": recipe.weight_decay if decays else 0.0}
+        for (factor, decays), parameters in groups.items()
+    ]
+
+
+def _rate(share: float, recipe: Recipe) -> float:
+    """The learning rate when `share` of the run is done: up in a line, down in half a cosine."""
+    if share < recipe.warm_up:
+        return recipe.rate * (share / recipe.warm_up * 0.99 + 0.01)
+    down = (share - recipe.warm_up) / (1 - recipe.warm_up)
+    return recipe.rate * (0.5 * (1 + math.cos(math.pi * down)) + 0.001)
+
+
+def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights, and batch norm's statistics, towards the newest (Polyak and Juditsky 1992)."""
+    with torch.no_grad():
+        for old, new in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - decay)
+            else:
+                old.copy_(new)
+
+
+# -- Pictures ---------------------------------------------------------------------------------------
+
+
+def _pictures(
+    photos: Photos, recipe: Recipe, seed: int, batch: int, steps_per_epoch: int, steps: range
+) -> Iterator[tuple[int, Pixels, NDArray[np.int64]]]:
+    """Step number, pictures (n, S, S, 3) and class numbers (n,) of each step, made ahead by a thread."""
+    total = steps_per_epoch * recipe.epochs
+    orders: dict[int, NDArray[np.int64]] = {}
+
+    def make(step: int) -> tuple[int, Pixels, NDArray[np.int64]]:
+        epoch, place = divmod(step, steps_per_epoch)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = _order(photos, recipe, np.random.default_rng((seed, 1, epoch)))
+        chosen = orders[epoch][place * batch : (place + 1) * batch]
+        random = np.random.default_rng((seed, 2, step))
+        size = picture_size(step / total, recipe)
+        pictures = augment.batch([photos.pixels(index) for index in chosen], size, recipe.augmentation, random)
+        return step, pictures, photos.targets[chosen]
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pictures") as thread:
+        ahead: deque[Future[tuple[int, Pixels, NDArray[np.int64]]]] = deque()
+        for step in steps:
+            ahead.append(thread.submit(make, step))
+            if len(ahead) > 3:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def picture_size(share: float, recipe: Recipe) -> int:
+    """Side of the training pictures when `share` of the run is done: grows in steps of 16 pixels."""
+    grown = recipe.first_size + (recipe.last_size - recipe.first_size) * min(share / 0.8, 1.0)
+    return min(max(round(grown / 16) * 16, min(16, recipe.last_size)), recipe.last_size)
+
+
+def _order(photos: Photos, recipe: Recipe, random: np.random.Generator) -> NDArray[np.int64]:
+    """The photos of one epoch, as many as there are, in random order.
+
+    With equal weights each comes once. Photos of a rare class, and those whose label is trusted more, come more
+    often: a photo's share of the epoch is its weight's, rounded up or down at random so that the mean is right.
+    """
+    counts = np.bincount(photos.targets)
+    weights = photos.weights * (counts.max() / np.maximum(counts, 1))[photos.targets] ** recipe.balance
+    shuffled = random.permutation(len(weights))
+    ends = np.cumsum(weights[shuffled])
+    points = (random.random() + np.arange(len(weights))) * (ends[-1] / len(weights))
+    chosen: NDArray[np.int64] = shuffled[np.minimum(np.searchsorted(ends, points, side="right"), len(weights) - 1)]
+    return random.permutation(chosen)
+
+
+# -- Keeping count ----------------------------------------------------------------------------------
+
+
+class Tally:
+    """Loss, hits and time since the epoch began."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._loss = 0.0
+        self._right = 0
+        self._photos = 0
+        self._steps = 0
+
+    def add(self, loss: float, right: int, photos: int) -> None:
+        """Count one step."""
+        self._loss += loss
+        self._right += right
+        self._photos += photos
+        self._steps += 1
+
+    @property
+    def steps(self) -> int:
+        """Steps counted."""
+        return self._steps
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first."""
+        return time.monotonic() - self._started
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of a step."""
+        return self._loss / max(self._steps, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures that were told right."""
+        return self._right / max(self._photos, 1)
+
+
+def _report(
+    done: int, steps: int, steps_per_epoch: int, batch: int, tally: Tally, history: History, recipe: Recipe
+) -> Progress:
+    fresh = tally.steps == 0  # an epoch has just ended: tell its figures
+    seconds_a_step = (history.seconds[-1] / steps_per_epoch) if fresh else tally.seconds / tally.steps
+    return Progress(
+        epoch=min((done - 1) // steps_per_epoch + 1, recipe.epochs),
+        epochs=recipe.epochs,
+        step=done,
+        steps=steps,
+        loss=history.loss[-1] if fresh else tally.loss,
+        accuracy=history.accuracy[-1] if fresh else tally.accuracy,
+        validation=history.validation[-1] if history.validation else None,
+        photos_per_second=batch / max(seconds_a_step, 1e-9),
+        seconds_left=_work(done, steps, recipe) * seconds_a_step,
+    )
+
+
+def _work(done: int, steps: int, recipe: Recipe) -> float:
+    """The steps that are left, counted in steps of the present picture size: later ones are larger and slower."""
+    now = picture_size(max(done - 1, 0) / steps, recipe) ** 2
+    return sum(picture_size(step / steps, recipe) ** 2 for step in range(done, steps)) / now
+
+
+# -- Checkpoints ------------------------------------------------------------------------------------
+
+
+def _save(
+    file: Path,
+    identity: dict[str, Any],
+    model: nn.Module,
+    averaged: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: History,
+    done: int,
+) -> None:
+    state = {
+        "identity": identity,
+        "model": model.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": asdict(history),
+        "done": done,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.part")
+    torch.save(state, temporary)
+    temporary.replace(file)
+
+
+def _restore(
+    file: Path,
+    identity: dict[str, Any],
+    model: nn.Module,
+    averaged: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: History,
+) -> int:
+    """Load a checkpoint into all of these and return the number of steps done. Raises DataError when it is another run's."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        found = state["identity"]
+    except Exception as error:  # torch.load raises whatever the unpickler raises; each means the file is no good
+        raise errors.DataError(f"{file}: cannot be read as a checkpoint ({error}); delete it and start again") from error
+    different = sorted(key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key))
+    if different:
+        raise errors.DataError(
+            f"{file}: is the checkpoint of another run ({', '.join(different)} differ); resume with the same settings "
+            "and photos, or start again without --resume"
+        )
+    model.load_state_dict(state["model"])
+    averaged.load_state_dict(state["averaged"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, values in state["history"].items():
+        getattr(history, name)[:] = values
+    return int(state["done"])
+
+
+def validation_accuracy(
+    model: network.ResNet, pictures: Sequence[Pixels] | Pixels, targets: NDArray[np.int64], device: torch.device
+) -> float:
+    """Accuracy of `model` on pictures (n, S, S, 3) uint8."""
+    serving = network.Serving(model).to(device).eval()
+    autocast = device.type == "cuda" or (device.type == "cpu" and network.bfloat16_is_fast())
+    right = 0
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+        for start in range(0, len(targets), 32):
+            logits, _ = serving(torch.from_numpy(np.stack(pictures[start : start + 32])).to(device))
+            right += int((logits.argmax(1).cpu().numpy() == targets[start : start + 32]).sum())
+    return right / max(len(targets), 1)

@@ -1,0 +1,379 @@
+"""One fit, from folders of photos to a model in the registry.
+
+Reads downward: find and decode the photos, train, make the serving graph, fit the decision rule, measure on photos
+that nothing was chosen with, write the report, publish.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import pawsort
+from pawsort import bundle, classifier, decision, engine, errors, image, network, registry
+from trainer import calibrate, dataset, evaluate, export, fit, reading, report
+from trainer.cache import PhotoCache, Skipped
+from trainer.dataset import Side
+from trainer.listener import Listener
+
+CACHE_SHORT_SIDE = 256  # pixels; what "centre" at 224 wants, and more than any training picture
+VIEWS = ("centre", "whole", "centre-flipped", "whole-flipped")
+# The first look is what one inference gives; the second costs the rest of the views, for the few that need it.
+LOOKS = ((0,), (0, 1, 2, 3))
+# More would sharpen the statistics of the features no further, and cost time.
+MOST_STATISTICS_PHOTOS = 1000
+CHECKPOINTS = ".checkpoints"  # folder of interrupted runs, inside the models folder
+_CHECK_PHOTOS = 500  # training photos, beside all validation photos, that int8 is held against float on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be made."""
+
+    data: tuple[Path, ...]
+    other: Path | None = None
+    init: str = "imagenet"  # or "current", or a path
+    models: Path = Path("models")
+    name: str
+    recipe: fit.Recipe
+    size: int = 192  # side of the pictures that the model will see, pixels
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    target_precision: float = calibrate.TARGET_PRECISION
+    cache: Path
+    workers: int = max(os.cpu_count() or 1, 1)
+    limits: image.Limits = image.Limits()
+    report_photos: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What came of it."""
+
+    bundle: bundle.Bundle
+    made_current: bool
+    skipped: tuple[Skipped, ...]
+    metrics: Mapping[str, Any]
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """The result as `fit --json` prints it."""
+        return {
+            "model": self.bundle.name,
+            "path": str(self.bundle.path),
+            "current": self.made_current,
+            "seconds": round(self.seconds, 1),
+            "skipped": [{"file": str(photo.path), "reason": photo.reason} for photo in self.skipped],
+            "graph": self.bundle.manifest["graph"],
+            **self.metrics,
+        }
+
+
+class _CachedPhotos:
+    """Examples of one side, as `fit.train` wants them."""
+
+    def __init__(self, examples: Sequence[dataset.Example], labels: Sequence[str], cache: PhotoCache) -> None:
+        self._cache = cache
+        self._examples = examples
+        self.targets: NDArray[np.int64] = np.array([labels.index(example.label) for example in examples], dtype=np.int64)
+        self.weights: NDArray[np.float64] = np.ones(len(examples))
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        return self._cache.pixels(self._examples[index].sha256)
+
+    def views(self, size: int, names: Sequence[str]) -> NDArray[np.uint8]:
+        """The views (n, V, size, size, 3) of all photos."""
+        views = [
+            [image.view(self.pixels(index), name, size) for name in names] for index in range(len(self._examples))
+        ]
+        return np.array(views, dtype=np.uint8)
+
+
+def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: False) -> Made:
+    """Carry out an order. Raises DataError or ModelError, and fit.InterruptedFit when `stop` says so while training."""
+    started = time.monotonic()
+    shelf = registry.Registry(order.models)
+    if (order.models / order.name).exists():
+        raise errors.ModelError(f"{order.models / order.name}: there is a model of that name already; choose another --name")
+
+    # ---- Find and decode the photos ----
+    listener.stage("Reading photos")
+    found = dataset.find(order.data)
+    others = dataset.read_folder(order.other) if order.other else []
+    with PhotoCache(order.cache, short_side=CACHE_SHORT_SIDE) as cache:
+        filled = cache.fill(
+            [photo.path for photo in found], limits=order.limits, workers=order.workers, progress=listener.counted
+        )
+        data = dataset.assemble(found, filled.sha256, cache, previous=_previous_sides(order, shelf))
+        train, validation = (_CachedPhotos(data.on(side), data.labels, cache) for side in (Side.TRAIN, Side.VALIDATION))
+        listener.note(_told(data, filled.decoded, filled.skipped))
+
+        # ---- Train ----
+        listener.stage("Training")
+        torch.manual_seed(order.seed)
+        device = _device(order.device)
+        model = network.build(len(data.labels), _initial_weights(order.init, shelf))
+        watched = validation.views(order.size, ("centre",))[:1000, 0]
+        checkpoint = order.models / CHECKPOINTS / f"{order.name}.pt"
+        if not order.resume:
+            checkpoint.unlink(missing_ok=True)
+        elif not checkpoint.exists():
+            raise errors.DataError(f"{checkpoint}: no interrupted run of that name to resume; check --out and --name")
+        identity = {
+            "recipe": repr(order.recipe),
+            "seed": order.seed,
+            "data": data.fingerprint(),
+            "init": order.init,
+            "size": order.size,
+        }
+        averaged, history = fit.train(
+            model,
+            train,
+            order.recipe,
+            seed=order.seed,
+            device=device,
+            checkpoint=checkpoint,
+            identity=identity,
+            validate=lambda net: fit.validation_accuracy(net, watched, validation.targets[:1000], device),
+            progress=listener.trained,
+            stop=stop,
+        )
+        averaged = averaged.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        trained_seconds = sum(history.seconds)
+
+        # ---- Make the serving graph ----
+        listener.stage("Making the serving graph")
+        graph, quantization = _serving_graph(averaged, train, validation, order, listener)
+
+        # ---- Fit the decision rule, on validation photos alone ----
+        listener.stage("Fitting the decision rule")
+        rule, chosen = _rule(graph, data.labels, train, validation, order)
+
+    # ---- Put the bundle together ----
+    staged = shelf.staging(order.name)
+    network.save(averaged, staged / bundle.WEIGHTS)
+    export.save_graph(graph, staged / bundle.GRAPH)
+    if rule.familiarity is not None:
+        bundle.write_statistics(staged, rule.familiarity)
+    manifest: dict[str, Any] = {
+        "name": order.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "labels": list(data.labels),
+        "input": {"size": order.size, "views": list(VIEWS), "layout": "NHWC", "type": "uint8", "colours": "RGB"},
+        "feature_length": network.FEATURES,
+        "graph": quantization,
+        "decision": {**bundle.rule_fields(rule), "chosen": chosen},
+        "parent": _parent(order, shelf),
+        "training": {
+            "init": order.init if order.init in {"imagenet", "current"} else Path(order.init).name,
+            "seed": order.seed,
+            "recipe": asdict(order.recipe),
+            "seconds": round(trained_seconds, 1),
+            "device": str(device),
+            "bfloat16": network.bfloat16_is_fast(),
+            "threads": torch.get_num_threads(),
+            "history": asdict(history),
+        },
+        "data": {
+            "fingerprint": data.fingerprint(),
+            "counts": data.counts(),
+            "skipped": len(filled.skipped),
+            "copies": data.copies,
+            "conflicts": len(data.conflicts),
+            "near_duplicate_groups": len(data.near_duplicates),
+            "sides": {side.value: [example.sha256 for example in data.on(side)] for side in Side},
+        },
+        "versions": _versions(),
+    }
+    sealed = bundle.seal(staged, manifest)
+
+    # ---- Measure it as the daemon would run it, on the test photos' files ----
+    listener.stage("Measuring on the test photos")
+    judge = classifier.Classifier(sealed, engine.open_engine("openvino", sealed))
+    judge.smoke_test()
+    tested = _judge(judge, data.on(Side.TEST), order, listener)
+    validated = _judge(judge, data.on(Side.VALIDATION), order, listener)
+    metrics = evaluate.metrics(tested.photos, data.labels)
+    strangers = None
+    if others:
+        strangers = evaluate.judge(
+            judge, others, [None] * len(others), limits=order.limits, workers=order.workers, progress=listener.counted
+        )
+        metrics |= evaluate.other_metrics(tested.photos, strangers.photos)
+        metrics.pop("other_auto_sorted_files")
+    manifest["metrics"] = {"test": metrics, "validation": evaluate.metrics(validated.photos, data.labels)}
+
+    # ---- Report and publish ----
+    listener.stage("Writing the report")
+    page = report.render(
+        manifest, data, tested.photos, validated.photos, strangers.photos if strangers else (), filled.skipped,
+        photos=order.report_photos,
+    )
+    (staged / bundle.REPORT).write_text(page, encoding="utf-8")
+    bundle.seal(staged, manifest)
+    published = shelf.publish(staged, order.name)
+    first = not (order.models / registry.CURRENT).is_symlink()
+    if first:
+        shelf.use(order.name)
+    checkpoint.unlink(missing_ok=True)
+    return Made(
+        bundle=bundle.load(published),
+        made_current=first,
+        skipped=filled.skipped,
+        metrics=metrics,
+        seconds=time.monotonic() - started,
+    )
+
+
+def interrupted(models: Path) -> str:
+    """The name of the run in the folder `models` that was interrupted last. Raises DataError when there is none."""
+    checkpoints = sorted((models / CHECKPOINTS).glob("*.pt"), key=lambda file: file.stat().st_mtime)
+    if not checkpoints:
+        raise errors.DataError(f"{models}: no interrupted run to resume; check --out, or start again without --resume")
+    return checkpoints[-1].stem
+
+
+# -- Parts ------------------------------------------------------------------------------------------
+
+
+def _serving_graph(
+    model: network.ResNet, train: _CachedPhotos, validation: _CachedPhotos, order: Order, listener: Listener
+) -> tuple[Any, dict[str, Any]]:
+    """The int8 graph if it holds against float, photo by photo; else the float graph. And what bundle.json says of it."""
+    random = np.random.default_rng((order.seed, 3))
+    exact = export.float_graph(model, order.size)
+    calibration = random.permutation(len(train.targets))[: export.CALIBRATION_PICTURES]
+    small = export.quantised(exact, [image.view(train.pixels(index), "centre", order.size) for index in calibration])
+
+    checked = random.permutation(len(train.targets))[:_CHECK_PHOTOS]
+    pictures = [image.view(train.pixels(index), "centre", order.size) for index in checked]
+    pictures += list(validation.views(order.size, ("centre",))[:, 0])
+    targets = np.concatenate([train.targets[checked], validation.targets])
+    held_out = np.arange(len(targets)) >= len(checked)
+    reference, found = (
+        np.concatenate([export.answer(compiled, np.stack(part))[0] for part in _parts(pictures, 16)])
+        for compiled in (export.compile_graph(exact, exact=True), export.compile_graph(small))
+    )
+    result = export.check(reference, found, targets, held_out)
+    told = {"quantization_check": asdict(result)}
+    if result.passed:
+        return small, {"precision": "int8", **told}
+    listener.note(
+        f"int8 moves {result.labels_moved:.1%} of the labels and loses {result.accuracy_lost:.1%} of accuracy: "
+        "the model keeps its float graph"
+    )
+    return exact, {"precision": "float", **told}
+
+
+def _rule(
+    graph: Any,  # noqa: ANN401  an OpenVINO graph
+    labels: tuple[str, ...],
+    train: _CachedPhotos,
+    validation: _CachedPhotos,
+    order: Order,
+) -> tuple[decision.Rule, dict[str, Any]]:
+    """The decision rule, and what bundle.json says about how it was chosen."""
+    compiled = export.compile_graph(graph)
+    random = np.random.default_rng((order.seed, 4))
+    sample = random.permutation(len(train.targets))[:MOST_STATISTICS_PHOTOS]
+    learned = _answers(compiled, train, sample, order.size)
+    held_out = _answers(compiled, validation, np.arange(len(validation.targets)), order.size)
+    return calibrate.rule(
+        labels, LOOKS, learned, train.targets[sample], held_out, validation.targets, order.target_precision
+    )
+
+
+def _answers(compiled: Any, photos: _CachedPhotos, indices: NDArray[np.int64], size: int) -> calibrate.Answers:  # noqa: ANN401
+    logits, features = [], []
+    for index in indices:
+        pixels = photos.pixels(index)
+        answered = export.answer(compiled, np.stack([image.view(pixels, name, size) for name in VIEWS]))
+        logits.append(answered[0])
+        features.append(answered[1])
+    return calibrate.Answers(logits=np.stack(logits), features=np.stack(features))
+
+
+def _judge(
+    judge: classifier.Classifier, examples: Sequence[dataset.Example], order: Order, listener: Listener
+) -> evaluate.Judgements:
+    return evaluate.judge(
+        judge,
+        [example.path for example in examples],
+        [example.label for example in examples],
+        limits=order.limits,
+        workers=order.workers,
+        progress=listener.counted,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise errors.ModelError(f"--device {name}: cannot be used here: {error}") from error
+    return device
+
+
+def _initial_weights(init: str, shelf: registry.Registry) -> network.Weights:
+    if init == "imagenet":
+        return network.imagenet_weights()
+    if init == "current":
+        return network.read_weights(bundle.load(shelf.current()).weights)
+    path = Path(init)
+    return network.read_weights(path / bundle.WEIGHTS if path.is_dir() else path)
+
+
+def _parent(order: Order, shelf: registry.Registry) -> str | None:
+    return bundle.load(shelf.current()).name if order.init == "current" else None
+
+
+def _previous_sides(order: Order, shelf: registry.Registry) -> dict[str, Side]:
+    """The side of every photo that the model to start from has met; it keeps it, or the test would be none."""
+    if order.init != "current":
+        return {}
+    sides = bundle.read_manifest(shelf.current()).get("data", {}).get("sides", {})
+    return {digest: Side(side) for side, digests in sides.items() for digest in digests}
+
+
+def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _told(data: dataset.Dataset, decoded: int, skipped: Sequence[reading.Skipped]) -> str:
+    counts = {label: sum(sides.values()) for label, sides in data.counts().items()}
+    told = f"{len(data.examples)} photos ({', '.join(f'{label} {count}' for label, count in counts.items())})"
+    told += f"; {decoded} decoded, the others were in the cache"
+    for number, what in (
+        (data.copies, "copies left out"),
+        (len(data.conflicts), "photos left out because they lie under two classes"),
+        (len(data.near_duplicates), "groups of near-duplicates, each kept on one side of the split"),
+        (len(skipped), "files skipped"),
+    ):
+        if number:
+            told += f"; {number} {what}"
+    return told
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "openvino", "nncf", "numpy", "opencv-python-headless")
+    return {
+        "pawsort": pawsort.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+        "machine": platform.machine(),
+    }
