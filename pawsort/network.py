@@ -44,6 +44,8 @@ _import_torchvision()
 
 from torchvision.models import ResNet, ResNet18_Weights, resnet18  # noqa: E402  after the guard
 
+Network = ResNet  # the type, for those who must not import torchvision
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 the call or the data is wrong, 3 t
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import json
 import os
 import signal
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from rich.console import Console
@@ -26,11 +26,24 @@ import pawsort
 from pawsort import errors
 
 if TYPE_CHECKING:
+    from pawsort import engine as engines
     from trainer import fit as training
     from trainer.reading import Skipped
 
 FAILED, WRONG_CALL = 1, 2
 _FOLDER = click.Path(path_type=Path)
+
+_DATA = click.option(
+    "--data",
+    type=_FOLDER,
+    multiple=True,
+    required=True,
+    help="Folder with one folder of photos a class; may be repeated.",
+)
+_OTHER = click.option(
+    "--other", type=_FOLDER, help="Folder of photos of no class, to measure how well those are noticed."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,21 +53,49 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data", type=_FOLDER, multiple=True, required=True, help="Folder with one folder of photos a class; may be repeated.")
-@click.option("--other", type=_FOLDER, help="Folder of photos of no class, to measure how well those are noticed.")
-@click.option("--init", default="imagenet", show_default=True, metavar="imagenet|current|PATH", help="Weights to start from.")
-@click.option("--out", "models", type=_FOLDER, default=Path("models"), show_default=True, help="Models folder.")
+@_DATA
+@_OTHER
+@click.option(
+    "--init",
+    default="imagenet",
+    show_default=True,
+    metavar="imagenet|current|PATH",
+    help="Weights to start from.",
+)
+@click.option(
+    "--out", "models", type=_FOLDER, default=Path("models"), show_default=True, help="Models folder."
+)
 @click.option("--name", help="Name of the new model.  [default: by date and time]")
-@click.option("--epochs", type=click.IntRange(min=1), help="Times to go through the photos.  [default: the recipe's]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random choice.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="What to train on.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Times to go through the photos.  [default: the recipe's]"
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random choice."
+)
+@click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="What to train on."
+)
 @click.option("--quick", is_flag=True, help="A short run, for a first look: a few minutes on two cores.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run of that --name (else the latest).")
-@click.option("--size", type=click.IntRange(min=32), hidden=True, help="Side of the pictures the model sees, pixels.")
-@click.option("--target-precision", type=click.FloatRange(0.5, 0.9999), default=0.995, show_default=True, help="Share of the photos sorted without asking that shall be right.")
-@click.option("--cache", type=_FOLDER, help="Folder for decoded photos.  [default: pawsort in the user's cache folder]")
-@click.option("--report-photos/--no-report-photos", default=True, show_default=True, help="Show photos in report.html.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the interrupted run of that --name (else the latest)."
+)
+@click.option(
+    "--size", type=click.IntRange(min=32), hidden=True, help="Side of the pictures the model sees, pixels."
+)
+@click.option(
+    "--target-precision",
+    type=click.FloatRange(0.5, 0.9999),
+    default=0.995,
+    show_default=True,
+    help="Share of the photos sorted unasked that shall be right.",
+)
+@click.option(
+    "--cache", type=_FOLDER, help="Folder for decoded photos.  [default: pawsort in the user's cache folder]"
+)
+@click.option(
+    "--report-photos/--no-report-photos", default=True, show_default=True, help="Show photos in report.html."
+)
+@_JSON
 def fit(
     data: tuple[Path, ...],
     other: Path | None,
@@ -93,7 +134,7 @@ def fit(
             target_precision=target_precision,
             cache=cache or default_cache(),
             report_photos=report_photos,
-            **({} if size is None else {"size": size}),
+            size=size or production.SIZE,
         )
         with _Screen() as screen, _stop_on_interrupt() as stopped:
             made = production.make(order, screen, lambda: bool(stopped))
@@ -102,21 +143,35 @@ def fit(
             click.echo(json.dumps(made.document(), indent=2, ensure_ascii=False))
             return
         _print_metrics(made.bundle.name, made.metrics)
-        screen.console.print(f"{made.bundle.path}: made in {made.seconds:.0f} s; look at {made.bundle.path / 'report.html'}")
+        screen.console.print(
+            f"{made.bundle.path}: made in {made.seconds:.0f} s; look at {made.bundle.path / 'report.html'}"
+        )
         if not made.made_current:
             screen.console.print(f"To let it serve: pawsort models use {made.bundle.name}")
 
 
 @main.command()
-@click.option("--data", type=_FOLDER, multiple=True, required=True, help="Folder with one folder of photos a class; may be repeated.")
-@click.option("--model", default="current", show_default=True, metavar="NAME|PATH", help="A model in the models folder, or its folder.")
+@_DATA
+@click.option(
+    "--model",
+    default="current",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="A model in the models folder, or its folder.",
+)
 @click.option("--models", type=_FOLDER, default=Path("models"), show_default=True, help="Models folder.")
-@click.option("--other", type=_FOLDER, help="Folder of photos of no class, to measure how well those are noticed.")
+@_OTHER
 @click.option("--engine", type=click.Choice(["auto", "openvino", "torch"]), default="auto", show_default=True)
 @click.option("--unseen", is_flag=True, help="Leave out photos that the model was trained on.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@_JSON
 def evaluate(
-    data: tuple[Path, ...], model: str, models: Path, other: Path | None, engine: str, unseen: bool, as_json: bool
+    data: tuple[Path, ...],
+    model: str,
+    models: Path,
+    other: Path | None,
+    engine: engines.Kind,
+    unseen: bool,
+    as_json: bool,
 ) -> None:
     """Measure a model on photos whose class is known, as the daemon would decide about them."""
     with _exit_codes():
@@ -148,7 +203,7 @@ class _Screen:
         self._task: TaskID | None = None
         self._epoch = 0
 
-    def __enter__(self) -> _Screen:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -197,12 +252,17 @@ def _print_metrics(name: str, metrics: Mapping[str, Any]) -> None:
     console.print(table)
     lines = [
         ("accuracy", _percent(metrics["accuracy"])),
-        ("sorted without asking", f"{_percent(metrics['auto_sorted'])}, of those right {_percent(metrics['auto_sorted_precision'])}"),
+        (
+            "sorted without asking",
+            f"{_percent(metrics['auto_sorted'])}, of those right {_percent(metrics['auto_sorted_precision'])}",
+        ),
         ("calibration error", f"{metrics['ece']:.4f}"),
     ]
     if "other_auroc" in metrics:
         auroc = "–" if metrics["other_auroc"] is None else f"{metrics['other_auroc']:.4f}"
-        lines.append(("photos of no class", f"AUROC {auroc}, sorted {_percent(metrics['other_auto_sorted'])}"))
+        lines.append(
+            ("photos of no class", f"AUROC {auroc}, sorted {_percent(metrics['other_auto_sorted'])}")
+        )
     for what, figure in lines:
         console.print(f"{what:24}{figure}")
 
@@ -230,7 +290,7 @@ def default_cache() -> Path:
 
 
 def _dated_name(models: Path) -> str:
-    stem = datetime.datetime.now().astimezone().strftime("model-%Y%m%d-%H%M%S")
+    stem = dt.datetime.now().astimezone().strftime("model-%Y%m%d-%H%M%S")
     number = 1
     while (models / (name := stem if number == 1 else f"{stem}-{number}")).exists():
         number += 1
@@ -242,7 +302,7 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
     """A list that the first SIGINT or SIGTERM makes true; the second one interrupts at once. Handlers are put back."""
     received: list[int] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)

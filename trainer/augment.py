@@ -47,7 +47,7 @@ def _augmented(photo: Pixels, size: int, how: Augmentation, random: Generator) -
     else:
         picture = _cropped(photo, size, how.least_area, random)
     if random.random() < 0.5:
-        picture = cv2.flip(picture, 1)
+        picture = np.asarray(cv2.flip(picture, 1), np.uint8)
     if random.random() < how.blur:
         picture = _blurred(picture, random)
     if random.random() < how.style:
@@ -87,7 +87,8 @@ def _shrunk(photo: Pixels, size: int, random: Generator) -> Pixels:
     scale = random.uniform(0.45, 0.95) * size / max(height, width)
     h, w = max(int(height * scale), 1), max(int(width * scale), 1)
     if random.random() < 0.5:
-        picture = _resized(cv2.blur(_resized(photo, 32, 32), (5, 5)), size, size)
+        blurred = np.asarray(cv2.blur(_resized(photo, 32, 32), (5, 5)), np.uint8)
+        picture = _resized(blurred, size, size)
     else:
         picture = np.empty((size, size, 3), dtype=np.uint8)
         picture[:] = random.integers(0, 256, 3)
@@ -99,7 +100,8 @@ def _shrunk(photo: Pixels, size: int, random: Generator) -> Pixels:
 def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
     shrinks = pixels.shape[0] > height or pixels.shape[1] > width
     return np.asarray(
-        cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8
+        cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR),
+        np.uint8,
     )
 
 
@@ -182,4 +184,11 @@ def _toned(picture: Pixels, random: Generator) -> Pixels:
     return np.asarray(cv2.LUT(picture, table[None]), np.uint8)
 
 
-STYLES: tuple[Callable[[Pixels, Generator], Pixels], ...] = (_posterised, _cartoon, _pencil, _painted, _ink, _toned)
+STYLES: tuple[Callable[[Pixels, Generator], Pixels], ...] = (
+    _posterised,
+    _cartoon,
+    _pencil,
+    _painted,
+    _ink,
+    _toned,
+)

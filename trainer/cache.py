@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from pawsort import errors, image
 from trainer import likeness, reading
+from trainer.listener import ignored
 from trainer.reading import Skipped
 
 Pixels = NDArray[np.uint8]
@@ -34,6 +34,7 @@ Pixels = NDArray[np.uint8]
 _VERSION = 1
 # These say something about the machine as well as about the photo: the next fit tries such a photo again.
 _PASSING = frozenset({"changed", "decoder_died", "decoder_timed_out", "unreadable"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Filled:
@@ -68,7 +69,9 @@ class PhotoCache:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise errors.DataError(f"{folder}: another training run is using this cache; wait for it, or choose another --cache") from None
+            raise errors.DataError(
+                f"{folder}: another training run is using this cache; wait for it, or choose another --cache"
+            ) from None
         self._pixels_file = (folder / f"pixels-{_VERSION}-{short_side}.bin").open("a+b")
         self._index_file = (folder / f"index-{_VERSION}-{short_side}.jsonl").open("a+b")
         self._index: dict[str, dict[str, Any]] = {}
@@ -79,7 +82,7 @@ class PhotoCache:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -106,7 +109,7 @@ class PhotoCache:
         *,
         limits: image.Limits,
         workers: int,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[int, int], None] = ignored,
     ) -> Filled:
         """Have every photo of `paths` in the cache; decode those whose content is new, in worker processes.
 
@@ -120,7 +123,9 @@ class PhotoCache:
         total = len(wanted)
         progress(total - len(fresh), total)
         if firsts:
-            self._decode(firsts, work, limits, workers, lambda done: progress(total - len(fresh) + done, total))
+            self._decode(
+                firsts, work, limits, workers, lambda done: progress(total - len(fresh) + done, total)
+            )
             self._index_file.flush()
             os.fsync(self._index_file.fileno())
         failed = {skipped.path for skipped in work.skipped}
@@ -128,7 +133,8 @@ class PhotoCache:
             if wanted[path] in self._index:
                 self._recall(path, wanted[path], work)
             elif path not in failed:
-                work.skipped.append(Skipped(path=path, reason="copy", message="a copy of a file that cannot be decoded"))
+                message = "a copy of a file that cannot be decoded"
+                work.skipped.append(Skipped(path=path, reason="copy", message=message))
         progress(total, total)
         return Filled(
             sha256=dict(sorted(work.sha256.items())),
@@ -139,12 +145,15 @@ class PhotoCache:
     def _hash(self, paths: list[Path], work: _Work) -> dict[Path, str]:
         """The sha256 of each readable path; the others go to `work.skipped`."""
         wanted = {}
-        with ThreadPoolExecutor(max_workers=4) as threads:  # hashing and reading both let go of the interpreter
+        with ThreadPoolExecutor(
+            max_workers=4
+        ) as threads:  # hashing and reading both let go of the interpreter
             for path, result in zip(paths, threads.map(_digest, paths), strict=True):
                 if isinstance(result, str):
                     wanted[path] = result
                 else:
-                    work.skipped.append(Skipped(path=path, reason="unreadable", message=str(result.strerror or result)))
+                    message = str(result.strerror or result)
+                    work.skipped.append(Skipped(path=path, reason="unreadable", message=message))
         return wanted
 
     def _recall(self, path: Path, digest: str, work: _Work) -> bool:
@@ -158,7 +167,12 @@ class PhotoCache:
         return True
 
     def _decode(
-        self, paths: list[Path], work: _Work, limits: image.Limits, workers: int, progress: Callable[[int], None]
+        self,
+        paths: list[Path],
+        work: _Work,
+        limits: image.Limits,
+        workers: int,
+        progress: Callable[[int], None],
     ) -> None:
         render = image.Render(size=self.short_side, views=(), keep_short_side=self.short_side)
         results = reading.read(paths, render, limits, workers=workers)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 
 mpl.use("svg")
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, FAINT, ACCENT, SECOND, WARM = "#1f2a37", "#d5dbe3", "#2563a8", "#7a9cc6", "#c8553d"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     # Names of classes may be in any script; the first of these fonts that has a sign draws it.
     "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans", "sans-serif"],
@@ -40,15 +41,17 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> str:
     def draw(axes: Axes) -> None:
         epochs = np.arange(1, len(history["loss"]) + 1)
         axes.plot(epochs, history["validation"], color=ACCENT, marker="o", ms=4, label="validation accuracy")
-        axes.plot(epochs, history["accuracy"], color=SECOND, marker="o", ms=3, label="accuracy on training pictures")
+        axes.plot(
+            epochs, history["accuracy"], color=SECOND, marker="o", ms=3, label="accuracy on training pictures"
+        )
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
         losses = axes.twinx()
         losses.plot(epochs, history["loss"], color=WARM, lw=1, ls="--", label="loss")
         losses.set_ylabel("loss", color=WARM)
         lines = [*axes.get_lines(), *losses.get_lines()]
-        axes.legend(lines, [line.get_label() for line in lines], loc="center right", fontsize=9)
+        axes.legend(lines, [str(line.get_label()) for line in lines], loc="center right", fontsize=9)
 
     return _svg(draw)
 
@@ -112,7 +115,7 @@ def coverage(
         precision = np.cumsum(right[order]) / counts
         axes.plot(counts / len(order), precision, color=ACCENT, lw=2, label="any threshold on the confidence")
         if chosen[0] is not None and chosen[1] is not None:
-            axes.plot(*chosen, "o", color=WARM, ms=9, label="as chosen on validation photos")
+            axes.plot([chosen[0]], [chosen[1]], "o", color=WARM, ms=9, label="as chosen on validation photos")
         axes.set_xlabel("share sorted without asking")
         axes.set_ylabel("share of those that are right")
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
@@ -129,9 +132,19 @@ def confidence_histogram(known: Iterable[float], strangers: Iterable[float]) -> 
 
     def draw(axes: Axes) -> None:
         edges = np.linspace(0, 1, 41)
-        for values, colour, name in ((list(known), ACCENT, "of the classes"), (list(strangers), WARM, "of no class")):
+        for values, colour, name in (
+            (list(known), ACCENT, "of the classes"),
+            (list(strangers), WARM, "of no class"),
+        ):
             weights = np.full(len(values), 1 / max(len(values), 1))
-            axes.hist(values, edges, weights=weights, color=colour, alpha=0.75, label=f"{len(values)} photos {name}")
+            axes.hist(
+                values,
+                edges.tolist(),
+                weights=weights,
+                color=colour,
+                alpha=0.75,
+                label=f"{len(values)} photos {name}",
+            )
         axes.set_xlabel("confidence")
         axes.set_ylabel("share of photos")
         axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))

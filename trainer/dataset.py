@@ -86,7 +86,9 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """A hash of what is learned from: contents, labels, origins and sides, whatever the files are called."""
-        lines = (f"{example.sha256} {example.label} {example.origin} {example.side}\n" for example in self.examples)
+        lines = (
+            f"{example.sha256} {example.label} {example.origin} {example.side}\n" for example in self.examples
+        )
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -101,9 +103,13 @@ def find(folders: Sequence[Path], *, least_classes: int = 2) -> list[Found]:
     for folder in folders:
         if not folder.is_dir():
             raise errors.DataError(f"{folder}: no such folder of training photos")
-        classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        classes = sorted(
+            entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
         if not classes:
-            raise errors.DataError(f"{folder}: has no folders; put the photos of each class into a folder of its own")
+            raise errors.DataError(
+                f"{folder}: has no folders; put the photos of each class into a folder of its own"
+            )
         for class_folder in classes:
             # macOS writes the same name in another Unicode form than Linux; to a person they are one class.
             label = unicodedata.normalize("NFC", class_folder.name)
@@ -117,7 +123,8 @@ def find(folders: Sequence[Path], *, least_classes: int = 2) -> list[Found]:
             raise errors.DataError(f"{class_folder}: the class has no photos; add some or remove the folder")
     if len(labels) < least_classes:
         raise errors.DataError(
-            f"{folders[0]}: only one class, {next(iter(labels))!r}; there is nothing to tell apart, add a folder of another"
+            f"{folders[0]}: only one class, {next(iter(labels))!r}; there is nothing to tell apart, "
+            "add a folder of another"
         )
     return found
 
@@ -192,7 +199,10 @@ def _groups(digests: list[str], cache: PhotoCache) -> dict[str, str]:
 
 
 def _split(
-    groups: Mapping[str, str], label_of: Mapping[str, str], labels: Sequence[str], previous: Mapping[str, Side]
+    groups: Mapping[str, str],
+    label_of: Mapping[str, str],
+    labels: Sequence[str],
+    previous: Mapping[str, Side],
 ) -> dict[str, Side]:
     """The side of each group: what a model met before keeps its side, the rest goes by hash.
 

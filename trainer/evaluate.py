@@ -17,6 +17,7 @@ from pawsort import decoders, image
 from pawsort.classifier import Classifier
 from pawsort.decision import Decision
 from trainer import calibrate, reading
+from trainer.listener import ignored
 from trainer.reading import Skipped
 
 _BATCH = 16  # photos classified at a time
@@ -52,7 +53,7 @@ def judge(
     *,
     limits: image.Limits,
     workers: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = ignored,
 ) -> Judgements:
     """Have `classifier` decide about every photo."""
     render = image.Render(size=classifier.bundle.size, views=classifier.bundle.views)
@@ -91,15 +92,21 @@ def metrics(photos: Sequence[Judged], labels: Sequence[str]) -> dict[str, Any]:
     confidence = np.array([photo.decision.confidence for photo in photos])
     probability = np.array([max(photo.decision.probabilities) for photo in photos])
     sorted_ = np.array([photo.decision.label is not None for photo in photos], dtype=bool)
-    confusion = {true: dict.fromkeys(labels, 0) for true in sorted({photo.label or "" for photo in photos} | {*labels})}
+    confusion = {
+        true: dict.fromkeys(labels, 0) for true in sorted({photo.label or "" for photo in photos} | {*labels})
+    }
     for photo in photos:
         confusion[photo.label or ""][photo.decision.best] += 1
     per_class = {}
-    for label in confusion:
-        of_class = sum(confusion[label].values())
-        called = sum(row.get(label, 0) for row in confusion.values())
-        hits = confusion[label].get(label, 0)
-        per_class[label] = {"recall": _share(hits, of_class), "precision": _share(hits, called), "n": of_class}
+    for label, row in confusion.items():
+        of_class = sum(row.values())
+        called = sum(other.get(label, 0) for other in confusion.values())
+        hits = row.get(label, 0)
+        per_class[label] = {
+            "recall": _share(hits, of_class),
+            "precision": _share(hits, called),
+            "n": of_class,
+        }
     return {
         "n": len(photos),
         "accuracy": _share(int(right.sum()), len(right)),

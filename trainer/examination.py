@@ -46,7 +46,9 @@ def examine(
     learned = set(opened.manifest.get("data", {}).get("sides", {}).get(Side.TRAIN, ()))
     photos = [photo for photo in judged.photos if not (unseen and photo.sha256 in learned)]
     if not photos:
-        raise errors.DataError(f"{data[0]}: has no readable photo" + (" that is new to the model" if unseen else ""))
+        raise errors.DataError(
+            f"{data[0]}: has no readable photo" + (" that is new to the model" if unseen else "")
+        )
     document = {
         "model": opened.name,
         "engine": judge.engine.name,
@@ -58,7 +60,12 @@ def examine(
     if strangers:
         listener.stage("Judging photos of no class")
         others = evaluate.judge(
-            judge, strangers, [None] * len(strangers), limits=image.Limits(), workers=workers, progress=listener.counted
+            judge,
+            strangers,
+            [None] * len(strangers),
+            limits=image.Limits(),
+            workers=workers,
+            progress=listener.counted,
         )
         document |= evaluate.other_metrics(photos, others.photos)
         skipped += others.skipped

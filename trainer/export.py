@@ -22,6 +22,8 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
+# OpenVINO's graphs, compiled or not: the names of their types come and go with its versions.
+Graph = Any
 Pixels = NDArray[np.uint8]
 Classes = NDArray[np.int64]
 
@@ -38,7 +40,9 @@ class Check:
 
     photos: int
     labels_moved: float  # share of the photos that the two decide differently
-    accuracy_lost: float  # share of the photos with a known label; below 0 where the quantised graph is better
+    accuracy_lost: (
+        float  # share of the photos with a known label; below 0 where the quantised graph is better
+    )
     labelled: int  # photos that `accuracy_lost` was measured on
 
     @property
@@ -47,7 +51,7 @@ class Check:
         return self.labels_moved <= MOST_LABELS_MOVED and self.accuracy_lost <= MOST_ACCURACY_LOST
 
 
-def float_graph(model: network.ResNet, size: int) -> Any:  # noqa: ANN401  OpenVINO's types come and go with its versions
+def float_graph(model: network.Network, size: int) -> Graph:
     """The serving graph: input (n, size, size, 3) uint8 RGB, outputs "logits" (n, K) and "features" (n, 512).
 
     Raises ModelError when it does not answer as `model` does.
@@ -66,11 +70,13 @@ def float_graph(model: network.ResNet, size: int) -> Any:  # noqa: ANN401  OpenV
     found, _ = answer(compile_graph(graph, exact=True), noise)
     if not np.allclose(found, expected, rtol=1e-2, atol=1e-2):
         worst = float(np.abs(found - expected).max())
-        raise errors.ModelError(f"the converted graph answers differently from the network, by up to {worst:.3f}")
+        raise errors.ModelError(
+            f"the converted graph answers differently from the network, by up to {worst:.3f}"
+        )
     return graph
 
 
-def quantised(graph: Any, pictures: Iterable[Pixels]) -> Any:  # noqa: ANN401
+def quantised(graph: Graph, pictures: Iterable[Pixels]) -> Graph:
     """An int8 version of `graph`, calibrated on `pictures`, each (size, size, 3) uint8 (NNCF post-training)."""
     import nncf
 
@@ -79,7 +85,7 @@ def quantised(graph: Any, pictures: Iterable[Pixels]) -> Any:  # noqa: ANN401
     return nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches))
 
 
-def compile_graph(graph: Any, *, exact: bool = False) -> Any:  # noqa: ANN401
+def compile_graph(graph: Graph, *, exact: bool = False) -> Graph:
     """`graph` ready to run on this CPU; `exact` keeps float arithmetic at float32 for comparisons."""
     settings = {"PERFORMANCE_HINT": "LATENCY"}
     if exact:
@@ -87,7 +93,7 @@ def compile_graph(graph: Any, *, exact: bool = False) -> Any:  # noqa: ANN401
     return openvino.Core().compile_model(graph, "CPU", settings)
 
 
-def answer(compiled: Any, pictures: Pixels) -> tuple[Floats, Floats]:  # noqa: ANN401
+def answer(compiled: Graph, pictures: Pixels) -> tuple[Floats, Floats]:
     """Logits (n, K) and features (n, 512) of pictures (n, size, size, 3) uint8."""
     results = compiled(pictures)
     return np.array(results["logits"], np.float32), np.array(results["features"], np.float32)
@@ -108,6 +114,6 @@ def check(reference: Floats, found: Floats, targets: Classes, labelled: NDArray[
     )
 
 
-def save_graph(graph: Any, file: Path) -> None:  # noqa: ANN401
+def save_graph(graph: Graph, file: Path) -> None:
     """Write `graph` as `file` (.xml) and its weights beside it (.bin), float weights as float16."""
     openvino.save_model(graph, str(file), compress_to_fp16=True)

@@ -15,7 +15,7 @@ import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import nn
 
 from pawsort import errors, network
 from trainer import augment
+from trainer.listener import ignored
 
 Pixels = NDArray[np.uint8]
 
@@ -97,7 +98,7 @@ class InterruptedFit(errors.PawsortError):
 
 
 def train(
-    model: network.ResNet,
+    model: network.Network,
     photos: Photos,
     recipe: Recipe,
     *,
@@ -105,20 +106,22 @@ def train(
     device: torch.device,
     checkpoint: Path,
     identity: dict[str, Any],
-    validate: Callable[[network.ResNet], float],
-    progress: Callable[[Progress], None] = lambda progress: None,
+    validate: Callable[[network.Network], float],
+    progress: Callable[[Progress], None] = ignored,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[network.ResNet, History]:
+) -> tuple[network.Network, History]:
     """Train `model` and return the average of its weights over the last steps, and what happened.
 
     A checkpoint is written after each epoch and when `stop` says so (then InterruptedFit is raised); when
     `checkpoint` is there already, the run goes on from it. `identity` is what a checkpoint must agree with.
     `validate` gives the accuracy of a network on photos that are not learned from.
     """
-    model = model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = model.to(device=device, memory_format=torch.channels_last).train()
     averaged = copy.deepcopy(model).eval()
-    optimizer = torch.optim.SGD(_parameter_groups(model, recipe), lr=0.0, momentum=recipe.momentum, nesterov=True)
-    history = History()
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, recipe), lr=0.0, momentum=recipe.momentum, nesterov=True
+    )
+    history, tally = History(), Tally()
     batch = min(recipe.batch, len(photos.targets))
     steps_per_epoch = max(len(photos.targets) // batch, 1)
     steps = steps_per_epoch * recipe.epochs
@@ -126,14 +129,16 @@ def train(
 
     # ---- An interrupted run goes on where it stopped ----
     if checkpoint.exists():
-        done = _restore(checkpoint, identity, model, averaged, optimizer, history)
+        done = _restore(checkpoint, identity, model, averaged, optimizer, history, tally)
 
     # ---- The loop ----
     autocast = device.type == "cuda" or (device.type == "cpu" and network.bfloat16_is_fast())
     mean = torch.tensor(network.MEAN, device=device).view(1, 3, 1, 1) * 255
     scale = 1 / (torch.tensor(network.STD, device=device).view(1, 3, 1, 1) * 255)
-    tally = Tally()
-    for step, pictures, targets in _pictures(photos, recipe, seed, batch, steps_per_epoch, range(done, steps)):
+    clock = time.monotonic()
+    for step, pictures, targets in _pictures(
+        photos, recipe, seed, batch, steps_per_epoch, range(done, steps)
+    ):
         for group in optimizer.param_groups:
             group["lr"] = group["factor"] * _rate(step / steps, recipe)
         x = (torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() - mean) * scale
@@ -142,11 +147,11 @@ def train(
             logits = model(x)
         loss = nn.functional.cross_entropy(logits.float(), y, label_smoothing=recipe.smoothing)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         _average(averaged, model, decay=min(recipe.averaging, (1 + step) / (10 + step)))
 
-        tally.add(loss.item(), int((logits.argmax(1) == y).sum()), len(y))
+        tally.add(loss.item(), int((logits.argmax(1) == y).sum()), len(y), time.monotonic() - clock)
         done = step + 1
         if done % steps_per_epoch == 0:
             history.loss.append(tally.loss)
@@ -154,18 +159,21 @@ def train(
             history.validation.append(validate(averaged))
             history.seconds.append(tally.seconds)
             tally = Tally()
-            _save(checkpoint, identity, model, averaged, optimizer, history, done)
+            _save(checkpoint, identity, model, averaged, optimizer, history, tally, done)
         progress(_report(done, steps, steps_per_epoch, batch, tally, history, recipe))
         if stop() and done < steps:
-            _save(checkpoint, identity, model, averaged, optimizer, history, done)
-            raise InterruptedFit(f"stopped in epoch {done // steps_per_epoch + 1} of {recipe.epochs}; {checkpoint}")
+            _save(checkpoint, identity, model, averaged, optimizer, history, tally, done)
+            raise InterruptedFit(
+                f"stopped in epoch {done // steps_per_epoch + 1} of {recipe.epochs}; go on with --resume"
+            )
+        clock = time.monotonic()
     return averaged, history
 
 
 # -- Rates ------------------------------------------------------------------------------------------
 
 
-def _parameter_groups(model: network.ResNet, recipe: Recipe) -> list[dict[str, Any]]:
+def _parameter_groups(model: network.Network, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by how fast they learn and whether they decay.
 
     The first stages see edges and textures, which are everybody's: they change least (Howard and Ruder 2018,
@@ -219,7 +227,9 @@ def _pictures(
         chosen = orders[epoch][place * batch : (place + 1) * batch]
         random = np.random.default_rng((seed, 2, step))
         size = picture_size(step / total, recipe)
-        pictures = augment.batch([photos.pixels(index) for index in chosen], size, recipe.augmentation, random)
+        pictures = augment.batch(
+            [photos.pixels(index) for index in chosen], size, recipe.augmentation, random
+        )
         return step, pictures, photos.targets[chosen]
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pictures") as thread:
@@ -249,49 +259,42 @@ def _order(photos: Photos, recipe: Recipe, random: np.random.Generator) -> NDArr
     shuffled = random.permutation(len(weights))
     ends = np.cumsum(weights[shuffled])
     points = (random.random() + np.arange(len(weights))) * (ends[-1] / len(weights))
-    chosen: NDArray[np.int64] = shuffled[np.minimum(np.searchsorted(ends, points, side="right"), len(weights) - 1)]
+    chosen: NDArray[np.int64] = shuffled[
+        np.minimum(np.searchsorted(ends, points, side="right"), len(weights) - 1)
+    ]
     return random.permutation(chosen)
 
 
 # -- Keeping count ----------------------------------------------------------------------------------
 
 
+@dataclass
 class Tally:
     """Loss, hits and time since the epoch began."""
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._loss = 0.0
-        self._right = 0
-        self._photos = 0
-        self._steps = 0
+    steps: int = 0
+    photos: int = 0
+    right: int = 0
+    total_loss: float = 0.0
+    seconds: float = 0.0
 
-    def add(self, loss: float, right: int, photos: int) -> None:
+    def add(self, loss: float, right: int, photos: int, seconds: float) -> None:
         """Count one step."""
-        self._loss += loss
-        self._right += right
-        self._photos += photos
-        self._steps += 1
-
-    @property
-    def steps(self) -> int:
-        """Steps counted."""
-        return self._steps
-
-    @property
-    def seconds(self) -> float:
-        """Time since the first."""
-        return time.monotonic() - self._started
+        self.steps += 1
+        self.photos += photos
+        self.right += right
+        self.total_loss += loss
+        self.seconds += seconds
 
     @property
     def loss(self) -> float:
         """Mean loss of a step."""
-        return self._loss / max(self._steps, 1)
+        return self.total_loss / max(self.steps, 1)
 
     @property
     def accuracy(self) -> float:
         """Share of pictures that were told right."""
-        return self._right / max(self._photos, 1)
+        return self.right / max(self.photos, 1)
 
 
 def _report(
@@ -328,6 +331,7 @@ def _save(
     averaged: nn.Module,
     optimizer: torch.optim.Optimizer,
     history: History,
+    tally: Tally,
     done: int,
 ) -> None:
     state = {
@@ -336,6 +340,7 @@ def _save(
         "averaged": averaged.state_dict(),
         "optimizer": optimizer.state_dict(),
         "history": asdict(history),
+        "tally": asdict(tally),
         "done": done,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -351,13 +356,18 @@ def _restore(
     averaged: nn.Module,
     optimizer: torch.optim.Optimizer,
     history: History,
+    tally: Tally,
 ) -> int:
-    """Load a checkpoint into all of these and return the number of steps done. Raises DataError when it is another run's."""
+    """Load a checkpoint into all of these; the number of steps done. Raises DataError when it is another run's."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         found = state["identity"]
-    except Exception as error:  # torch.load raises whatever the unpickler raises; each means the file is no good
-        raise errors.DataError(f"{file}: cannot be read as a checkpoint ({error}); delete it and start again") from error
+    except (
+        Exception
+    ) as error:  # torch.load raises whatever the unpickler raises; each means the file is no good
+        raise errors.DataError(
+            f"{file}: cannot be read as a checkpoint ({error}); delete it, start again"
+        ) from error
     different = sorted(key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key))
     if different:
         raise errors.DataError(
@@ -369,11 +379,13 @@ def _restore(
     optimizer.load_state_dict(state["optimizer"])
     for name, values in state["history"].items():
         getattr(history, name)[:] = values
+    for name, value in state["tally"].items():
+        setattr(tally, name, value)
     return int(state["done"])
 
 
 def validation_accuracy(
-    model: network.ResNet, pictures: Sequence[Pixels] | Pixels, targets: NDArray[np.int64], device: torch.device
+    model: network.Network, pictures: Pixels, targets: NDArray[np.int64], device: torch.device
 ) -> float:
     """Accuracy of `model` on pictures (n, S, S, 3) uint8."""
     serving = network.Serving(model).to(device).eval()
@@ -381,6 +393,6 @@ def validation_accuracy(
     right = 0
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
         for start in range(0, len(targets), 32):
-            logits, _ = serving(torch.from_numpy(np.stack(pictures[start : start + 32])).to(device))
+            logits, _ = serving(torch.from_numpy(pictures[start : start + 32]).to(device))
             right += int((logits.argmax(1).cpu().numpy() == targets[start : start + 32]).sum())
     return right / max(len(targets), 1)

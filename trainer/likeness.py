@@ -32,8 +32,8 @@ class Likeness(NamedTuple):
 def of(pixels: NDArray[np.uint8]) -> Likeness:
     """The perceptual hashes of a photo (h, w, 3) uint8 RGB."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    thumbnail = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
-    cells = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    thumbnail = np.asarray(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA), np.uint8)
+    cells = np.asarray(cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA), np.uint8)
     return Likeness(
         _difference(cells), _frequency(thumbnail), _difference(cells[:, ::-1]), _frequency(thumbnail[:, ::-1])
     )
@@ -53,7 +53,10 @@ def group(photos: Sequence[Likeness]) -> list[int]:
     for start in range(0, len(photos), _BLOCK):
         rows = slice(start, start + _BLOCK)
         near = np.zeros((len(signs["difference"][rows]), len(photos)), dtype=bool)
-        for difference, frequency in (("difference", "frequency"), ("mirrored_difference", "mirrored_frequency")):
+        for difference, frequency in (
+            ("difference", "frequency"),
+            ("mirrored_difference", "mirrored_frequency"),
+        ):
             near |= (_distance(signs[difference][rows], signs["difference"]) <= NEAR) & (
                 _distance(signs[frequency][rows], signs["frequency"]) <= NEAR
             )
@@ -86,5 +89,5 @@ def _signs(hashes: list[int]) -> NDArray[np.float32]:
 
 def _distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     """Number of differing bits between each of `first` (n, 64) and each of `second` (m, 64)."""
-    bits: NDArray[np.float32] = (64 - first @ second.T) / 2
+    bits: NDArray[np.float32] = (np.float32(64) - first @ second.T) / np.float32(2)
     return bits

@@ -38,3 +38,7 @@ class Silent:
 
     def note(self, text: str) -> None:
         """See Listener."""
+
+
+def ignored(*_: object) -> None:
+    """A progress callback for whoever wants none."""

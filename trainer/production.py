@@ -6,35 +6,29 @@ that nothing was chosen with, write the report, publish.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import pawsort
-from pawsort import bundle, classifier, decision, engine, errors, image, network, registry
-from trainer import calibrate, dataset, evaluate, export, fit, reading, report
-from trainer.cache import PhotoCache, Skipped
+from pawsort import bundle, classifier, engine, errors, image, network, registry
+from trainer import calibrate, dataset, evaluate, export, fit, report, serving
+from trainer.cache import PhotoCache
 from trainer.dataset import Side
 from trainer.listener import Listener
+from trainer.reading import Skipped
 
+SIZE = 192  # pixels; see docs/training.md
 CACHE_SHORT_SIDE = 256  # pixels; what "centre" at 224 wants, and more than any training picture
-VIEWS = ("centre", "whole", "centre-flipped", "whole-flipped")
-# The first look is what one inference gives; the second costs the rest of the views, for the few that need it.
-LOOKS = ((0,), (0, 1, 2, 3))
-# More would sharpen the statistics of the features no further, and cost time.
-MOST_STATISTICS_PHOTOS = 1000
 CHECKPOINTS = ".checkpoints"  # folder of interrupted runs, inside the models folder
-_CHECK_PHOTOS = 500  # training photos, beside all validation photos, that int8 is held against float on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +41,14 @@ class Order:
     models: Path = Path("models")
     name: str
     recipe: fit.Recipe
-    size: int = 192  # side of the pictures that the model will see, pixels
+    size: int = SIZE  # side of the pictures that the model will see, pixels
     seed: int = 0
     device: str = "auto"
     resume: bool = False
     target_precision: float = calibrate.TARGET_PRECISION
     cache: Path
     workers: int = max(os.cpu_count() or 1, 1)
-    limits: image.Limits = image.Limits()
+    limits: image.Limits = field(default_factory=image.Limits)
     report_photos: bool = True
 
 
@@ -81,32 +75,13 @@ class Made:
         }
 
 
-class _CachedPhotos:
-    """Examples of one side, as `fit.train` wants them."""
-
-    def __init__(self, examples: Sequence[dataset.Example], labels: Sequence[str], cache: PhotoCache) -> None:
-        self._cache = cache
-        self._examples = examples
-        self.targets: NDArray[np.int64] = np.array([labels.index(example.label) for example in examples], dtype=np.int64)
-        self.weights: NDArray[np.float64] = np.ones(len(examples))
-
-    def pixels(self, index: int) -> NDArray[np.uint8]:
-        return self._cache.pixels(self._examples[index].sha256)
-
-    def views(self, size: int, names: Sequence[str]) -> NDArray[np.uint8]:
-        """The views (n, V, size, size, 3) of all photos."""
-        views = [
-            [image.view(self.pixels(index), name, size) for name in names] for index in range(len(self._examples))
-        ]
-        return np.array(views, dtype=np.uint8)
-
-
 def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: False) -> Made:
     """Carry out an order. Raises DataError or ModelError, and fit.InterruptedFit when `stop` says so while training."""
     started = time.monotonic()
     shelf = registry.Registry(order.models)
     if (order.models / order.name).exists():
-        raise errors.ModelError(f"{order.models / order.name}: there is a model of that name already; choose another --name")
+        message = f"{order.models / order.name}: there is a model of that name already; choose another --name"
+        raise errors.DataError(message)
 
     # ---- Find and decode the photos ----
     listener.stage("Reading photos")
@@ -114,10 +89,15 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
     others = dataset.read_folder(order.other) if order.other else []
     with PhotoCache(order.cache, short_side=CACHE_SHORT_SIDE) as cache:
         filled = cache.fill(
-            [photo.path for photo in found], limits=order.limits, workers=order.workers, progress=listener.counted
+            [photo.path for photo in found],
+            limits=order.limits,
+            workers=order.workers,
+            progress=listener.counted,
         )
         data = dataset.assemble(found, filled.sha256, cache, previous=_previous_sides(order, shelf))
-        train, validation = (_CachedPhotos(data.on(side), data.labels, cache) for side in (Side.TRAIN, Side.VALIDATION))
+        train, validation = (
+            serving.CachedPhotos(data.on(side), data.labels, cache) for side in (Side.TRAIN, Side.VALIDATION)
+        )
         listener.note(_told(data, filled.decoded, filled.skipped))
 
         # ---- Train ----
@@ -130,7 +110,9 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
         if not order.resume:
             checkpoint.unlink(missing_ok=True)
         elif not checkpoint.exists():
-            raise errors.DataError(f"{checkpoint}: no interrupted run of that name to resume; check --out and --name")
+            raise errors.DataError(
+                f"{checkpoint}: no interrupted run of that name to resume; check --out and --name"
+            )
         identity = {
             "recipe": repr(order.recipe),
             "seed": order.seed,
@@ -150,16 +132,26 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
             progress=listener.trained,
             stop=stop,
         )
-        averaged = averaged.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        averaged = averaged.to("cpu", memory_format=torch.contiguous_format).eval()
         trained_seconds = sum(history.seconds)
 
         # ---- Make the serving graph ----
         listener.stage("Making the serving graph")
-        graph, quantization = _serving_graph(averaged, train, validation, order, listener)
+        graph, quantization = serving.serving_graph(
+            averaged, train, validation, size=order.size, seed=order.seed, listener=listener
+        )
 
         # ---- Fit the decision rule, on validation photos alone ----
         listener.stage("Fitting the decision rule")
-        rule, chosen = _rule(graph, data.labels, train, validation, order)
+        rule, chosen = serving.decision_rule(
+            graph,
+            data.labels,
+            train,
+            validation,
+            size=order.size,
+            seed=order.seed,
+            target_precision=order.target_precision,
+        )
 
     # ---- Put the bundle together ----
     staged = shelf.staging(order.name)
@@ -169,9 +161,15 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
         bundle.write_statistics(staged, rule.familiarity)
     manifest: dict[str, Any] = {
         "name": order.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "labels": list(data.labels),
-        "input": {"size": order.size, "views": list(VIEWS), "layout": "NHWC", "type": "uint8", "colours": "RGB"},
+        "input": {
+            "size": order.size,
+            "views": list(serving.VIEWS),
+            "layout": "NHWC",
+            "type": "uint8",
+            "colours": "RGB",
+        },
         "feature_length": network.FEATURES,
         "graph": quantization,
         "decision": {**bundle.rule_fields(rule), "chosen": chosen},
@@ -209,7 +207,12 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
     strangers = None
     if others:
         strangers = evaluate.judge(
-            judge, others, [None] * len(others), limits=order.limits, workers=order.workers, progress=listener.counted
+            judge,
+            others,
+            [None] * len(others),
+            limits=order.limits,
+            workers=order.workers,
+            progress=listener.counted,
         )
         metrics |= evaluate.other_metrics(tested.photos, strangers.photos)
         metrics.pop("other_auto_sorted_files")
@@ -218,7 +221,12 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
     # ---- Report and publish ----
     listener.stage("Writing the report")
     page = report.render(
-        manifest, data, tested.photos, validated.photos, strangers.photos if strangers else (), filled.skipped,
+        manifest,
+        data,
+        tested.photos,
+        validated.photos,
+        strangers.photos if strangers else (),
+        filled.skipped,
         photos=order.report_photos,
     )
     (staged / bundle.REPORT).write_text(page, encoding="utf-8")
@@ -241,68 +249,13 @@ def interrupted(models: Path) -> str:
     """The name of the run in the folder `models` that was interrupted last. Raises DataError when there is none."""
     checkpoints = sorted((models / CHECKPOINTS).glob("*.pt"), key=lambda file: file.stat().st_mtime)
     if not checkpoints:
-        raise errors.DataError(f"{models}: no interrupted run to resume; check --out, or start again without --resume")
+        raise errors.DataError(
+            f"{models}: no interrupted run to resume; check --out, or start again without --resume"
+        )
     return checkpoints[-1].stem
 
 
 # -- Parts ------------------------------------------------------------------------------------------
-
-
-def _serving_graph(
-    model: network.ResNet, train: _CachedPhotos, validation: _CachedPhotos, order: Order, listener: Listener
-) -> tuple[Any, dict[str, Any]]:
-    """The int8 graph if it holds against float, photo by photo; else the float graph. And what bundle.json says of it."""
-    random = np.random.default_rng((order.seed, 3))
-    exact = export.float_graph(model, order.size)
-    calibration = random.permutation(len(train.targets))[: export.CALIBRATION_PICTURES]
-    small = export.quantised(exact, [image.view(train.pixels(index), "centre", order.size) for index in calibration])
-
-    checked = random.permutation(len(train.targets))[:_CHECK_PHOTOS]
-    pictures = [image.view(train.pixels(index), "centre", order.size) for index in checked]
-    pictures += list(validation.views(order.size, ("centre",))[:, 0])
-    targets = np.concatenate([train.targets[checked], validation.targets])
-    held_out = np.arange(len(targets)) >= len(checked)
-    reference, found = (
-        np.concatenate([export.answer(compiled, np.stack(part))[0] for part in _parts(pictures, 16)])
-        for compiled in (export.compile_graph(exact, exact=True), export.compile_graph(small))
-    )
-    result = export.check(reference, found, targets, held_out)
-    told = {"quantization_check": asdict(result)}
-    if result.passed:
-        return small, {"precision": "int8", **told}
-    listener.note(
-        f"int8 moves {result.labels_moved:.1%} of the labels and loses {result.accuracy_lost:.1%} of accuracy: "
-        "the model keeps its float graph"
-    )
-    return exact, {"precision": "float", **told}
-
-
-def _rule(
-    graph: Any,  # noqa: ANN401  an OpenVINO graph
-    labels: tuple[str, ...],
-    train: _CachedPhotos,
-    validation: _CachedPhotos,
-    order: Order,
-) -> tuple[decision.Rule, dict[str, Any]]:
-    """The decision rule, and what bundle.json says about how it was chosen."""
-    compiled = export.compile_graph(graph)
-    random = np.random.default_rng((order.seed, 4))
-    sample = random.permutation(len(train.targets))[:MOST_STATISTICS_PHOTOS]
-    learned = _answers(compiled, train, sample, order.size)
-    held_out = _answers(compiled, validation, np.arange(len(validation.targets)), order.size)
-    return calibrate.rule(
-        labels, LOOKS, learned, train.targets[sample], held_out, validation.targets, order.target_precision
-    )
-
-
-def _answers(compiled: Any, photos: _CachedPhotos, indices: NDArray[np.int64], size: int) -> calibrate.Answers:  # noqa: ANN401
-    logits, features = [], []
-    for index in indices:
-        pixels = photos.pixels(index)
-        answered = export.answer(compiled, np.stack([image.view(pixels, name, size) for name in VIEWS]))
-        logits.append(answered[0])
-        features.append(answered[1])
-    return calibrate.Answers(logits=np.stack(logits), features=np.stack(features))
 
 
 def _judge(
@@ -350,11 +303,7 @@ def _previous_sides(order: Order, shelf: registry.Registry) -> dict[str, Side]:
     return {digest: Side(side) for side, digests in sides.items() for digest in digests}
 
 
-def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _told(data: dataset.Dataset, decoded: int, skipped: Sequence[reading.Skipped]) -> str:
+def _told(data: dataset.Dataset, decoded: int, skipped: Sequence[Skipped]) -> str:
     counts = {label: sum(sides.values()) for label, sides in data.counts().items()}
     told = f"{len(data.examples)} photos ({', '.join(f'{label} {count}' for label, count in counts.items())})"
     told += f"; {decoded} decoded, the others were in the cache"

@@ -39,7 +39,10 @@ def read(
                 try:
                     descriptor = open_regular(paths[index])
                 except OSError as error:
-                    yield index, Skipped(path=paths[index], reason="unreadable", message=str(error.strerror or error))
+                    yield (
+                        index,
+                        Skipped(path=paths[index], reason="unreadable", message=str(error.strerror or error)),
+                    )
                 else:
                     pool.submit(index, descriptor)
             for outcome in pool.poll(_POLL):

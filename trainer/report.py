@@ -52,12 +52,16 @@ def render(
     mistakes = _ranked((photo for photo in tested if not photo.right), highest=True)
     unsure = _ranked((photo for photo in tested if photo.decision.label is None), highest=False)
     suspects = _ranked(
-        (photo for photo in held_out if not photo.right and max(photo.decision.probabilities) > 0.8), highest=True
+        (photo for photo in held_out if not photo.right and max(photo.decision.probabilities) > 0.8),
+        highest=True,
     )
     taken = _ranked((photo for photo in strangers if photo.decision.label is not None), highest=True)
     pictures = _thumbnails([*mistakes, *unsure, *suspects, *taken]) if photos else {}
     template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     ).get_template("report.html.jinja")
     return template.render(
         manifest=manifest,
@@ -82,8 +86,10 @@ def render(
             ),
             (
                 "Perhaps in the wrong folder",
-                "Photos that were not learned from and that the model firmly takes for another class. "
-                "Advice only: nothing was moved or relabelled.",
+                (
+                    "Photos that were not learned from and that the model firmly takes for another class. "
+                    "Advice only: nothing was moved or relabelled."
+                ),
                 _cards(suspects, labels, pictures),
             ),
             (
@@ -95,7 +101,9 @@ def render(
         curves=charts.learning_curves(manifest["training"]["history"]),
         confusion=charts.confusion(metrics["confusion"], labels),
         reliability=charts.reliability(confidence, right) if len(tested) else "",
-        coverage=charts.coverage(confidence, right, (metrics["auto_sorted"], metrics["auto_sorted_precision"]))
+        coverage=charts.coverage(
+            confidence, right, (metrics["auto_sorted"], metrics["auto_sorted_precision"])
+        )
         if len(tested)
         else "",
         histogram=charts.confidence_histogram(confidence, [photo.decision.confidence for photo in strangers])
