@@ -23,6 +23,64 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model that tells drawn circles, squares and triangles apart, made by the trainer's own fit.
+
+    Its parent is a models folder in which it is current. Shared by all tests: copy it to change it.
+    """
+    # Not at the top: most tests need no PyTorch.
+    import torch
+
+    import drawn
+    from pawsort import network
+    from trainer import fit, production
+
+    home = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    network.save(network.build(len(drawn.LABELS)), home / "untrained.safetensors")
+    # From random weights, so every layer learns at the same, high rate.
+    recipe = fit.Recipe(
+        epochs=7,
+        batch=24,
+        first_size=64,
+        last_size=64,
+        rate=0.03,
+        head_factor=1.0,
+        depth_factor=1.0,
+        averaging=0.9,
+    )
+    order = production.Order(
+        data=(drawn.write_classes(home / "data", 60),),
+        init=str(home / "untrained.safetensors"),
+        models=home / "models",
+        name="shapes-1",
+        recipe=recipe,
+        size=64,
+        cache=home / "cache",
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # with work this small, threads that wait for each other cost more than they bring
+    try:
+        return production.make(order, _Silent()).bundle.path
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Silent:
+    """A trainer.listener.Listener that tells nobody."""
+
+    def stage(self, title: str) -> None: ...
+
+    def counted(self, done: int, total: int) -> None: ...
+
+    def trained(self, progress: object) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
 _ABSENT = f"needs the shared photos and weights, and there is no {os.path.relpath(SHARED / 'data', ROOT)}"
 
 
