@@ -29,7 +29,7 @@ import numpy as np
 
 from pawsort import image
 from pawsort.errors import PictureError
-from pawsort.exchange import DECODING, MESSAGE_BYTES, READING, Layout
+from pawsort.exchange import BEGUN, DECODING, MESSAGE_BYTES, READING, STAGE_AT, Layout
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -54,11 +54,15 @@ def main(argument: str) -> int:
     with mmap.mmap(settings["memory"], layout.total_bytes) as memory:
         _limit_memory(limits.memory_bytes)
         parent.send(b'{"ready":true}')
+        begun = 0
         while True:
             message, descriptors, _, _ = socket.recv_fds(parent, MESSAGE_BYTES, 1)
             if not message:
                 return 0
             request = json.loads(message)
+            begun += 1
+            memory[STAGE_AT] = READING
+            BEGUN.pack_into(memory, 0, begun)
             try:
                 reply = _answer(descriptors[0], limits, render, layout, memory, request["slot"])
             finally:
@@ -126,9 +130,8 @@ def _answer(
     reply: dict[str, Any] = {"sha256": None, "bytes": 0}
     try:
         try:
-            memory[0] = READING
             data = _read(descriptor, limits.bytes, reply)
-            memory[0] = DECODING
+            memory[STAGE_AT] = DECODING
         except OSError as error:
             return {**reply, "unreadable": f"reading failed: {error.strerror}", "errno": error.errno}
         reply["sha256"] = hashlib.sha256(data).hexdigest()

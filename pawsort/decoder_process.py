@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pawsort.exchange import MESSAGE_BYTES, READING, Layout
+from pawsort.exchange import BEGUN, MESSAGE_BYTES, READING, STAGE_AT, Layout
 from pawsort.render import Limits, Render
 
 WORKER_MODULE: Final = "pawsort.decode_worker"
@@ -90,9 +90,14 @@ class DecoderProcess:
         return self._socket.fileno()
 
     @property
+    def begun(self) -> int:
+        """How many photos it has begun."""
+        return int(BEGUN.unpack_from(self._memory)[0])
+
+    @property
     def is_reading(self) -> bool:
         """Whether the photo in hand is still being read from its file system."""
-        return self._memory[0] == READING
+        return self._memory[STAGE_AT] == READING
 
     def send(self, ticket: int, slot: int, descriptor: int) -> None:
         """Hand it an open file, whose pictures go to `slot`.

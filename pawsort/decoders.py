@@ -276,6 +276,7 @@ class DecoderPool:
             self._fault = MachineError(f"cannot hand a photo to its decoder: {error.strerror}")
             (self._suspects if job.suspect else self._waiting).appendleft(job)
             return False
+        self._heal()
         if not worker.queue:
             worker.since = time.monotonic()
         worker.sent += 1
@@ -297,8 +298,7 @@ class DecoderPool:
             if reply.get("ready"):
                 worker.ready, worker.since = True, now
                 self._pause = _FIRST_PAUSE_SECONDS
-                if len(self._workers) == self._size:
-                    self._fault = None
+                self._heal()
                 return True
             job = worker.queue[0]
             if reply["ticket"] != job.ticket:
@@ -346,13 +346,16 @@ class DecoderPool:
 
     def _lose(self, worker: _Worker, *, timed_out: bool) -> None:
         """Kill a worker that died, hangs or talks nonsense, and decide about each photo it had."""
+        in_hand = worker.process.begun > worker.sent - len(worker.queue)
         was_reading = worker.process.is_reading
         cause, noise = self._bury(worker)
         self.deaths += 1
         if not worker.ready:
             why = "is not ready after a minute" if timed_out else f"ended while starting ({cause})"
             self._start_failed(f"a decoder process {why}: {noise or 'it said nothing'}")
-        elif worker.queue:
+        elif worker.queue and not in_hand and worker.sent == len(worker.queue):
+            self._start_failed(f"a decoder process ended before its first photo ({cause}): {noise}")
+        elif worker.queue and in_hand:
             job = worker.queue.popleft()
             if timed_out and was_reading:
                 message = f"reading it was not done after {self._limits.seconds:g} s"
@@ -405,6 +408,14 @@ class DecoderPool:
             self._workers.append(worker)
             self._selector.register(process, selectors.EVENT_READ, worker)
 
+    def _heal(self) -> None:
+        if (
+            self._fault is not None
+            and len(self._workers) == self._size
+            and all(w.ready for w in self._workers)
+        ):
+            self._fault = None
+
     def _start_failed(self, message: str) -> None:
         self._fault = MachineError(message)
         self._start_at = time.monotonic() + self._pause
@@ -415,5 +426,7 @@ class DecoderPool:
             self._no_worker_since = None
         elif self._no_worker_since is None:
             self._no_worker_since = now
-        elif now - self._no_worker_since >= NO_WORKER_SECONDS:
+        elif (
+            now - self._no_worker_since >= NO_WORKER_SECONDS and not self._workers
+        ):  # none is starting either
             raise self._fault

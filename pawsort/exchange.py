@@ -1,6 +1,7 @@
 """What a decoder process and its parent agree on: the messages' size, and where in shared memory pictures lie."""
 
 import mmap
+import struct
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -13,10 +14,16 @@ READING: Final = 1
 DECODING: Final = 2
 """Stages of a photo: a read that hangs is the machine's fault, a decoder that hangs the photo's."""
 
+BEGUN: Final = struct.Struct("=Q")
+"""At the start of the shared memory: how many photos the worker has begun."""
+
+STAGE_AT: Final = BEGUN.size
+"""Offset of the byte that holds the stage of the latest photo."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """The memory that a decoder shares with its parent: a page whose first byte is the stage, then the slots.
+    """The memory that a decoder shares with its parent: a page with BEGUN and the stage, then the slots.
 
     A slot holds the views of one photo, then the whole picture.
     """

@@ -65,12 +65,12 @@ def sniff(data: bytes) -> str:
         return "gif"
     if data.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")):
         return _tiff_or_raw(data)
-    if data[4:8] == b"ftyp":
+    if data[4:8] == b"ftyp" and len(data) >= 12:
         return _iso_media(data)
     if data.startswith(b"BM") and _looks_like_bmp(data):
         return "bmp"
     _refuse(data)
-    if any(magic.startswith(data) for magic in _SUPPORTED_MAGIC):
+    if _is_a_beginning(data):
         raise PictureError("truncated", f"the file ends within its first mark, after {len(data)} bytes")
     raise PictureError("not_an_image", "the first bytes are not those of any picture format")
 
@@ -84,7 +84,9 @@ def _tiff_or_raw(data: bytes) -> str:
 def _iso_media(data: bytes) -> str:
     """Read the brands of an ISO base media file (ISO/IEC 14496-12, 4.3): AVIF, HEIC, or something else."""
     length = int.from_bytes(data[:4], "big")
-    listed = data[16 : min(length, 256)] if length > 16 else b""
+    if len(data) < min(length, 256):
+        raise PictureError("truncated", "the file ends before it says what it is")
+    listed = data[16 : min(length, 256)]
     major = data[8:12]
     brands = {major, *(listed[i : i + 4] for i in range(0, len(listed) - 3, 4))}
     if major in _AVIF_BRANDS:
@@ -100,9 +102,15 @@ def _iso_media(data: bytes) -> str:
         return "avif"
     if brands & _HEIC_BRANDS:
         return "heic"
-    if len(major) < len(b"mif1"):
-        raise PictureError("truncated", "the file ends before it says what it is")
     raise PictureError("not_an_image", "a video or another media file, not a picture")
+
+
+def _is_a_beginning(data: bytes) -> bool:
+    """Whether a few bytes may be the beginning of a supported picture that has not arrived yet."""
+    if len(data) < 12 and (data[:4] == b"RIFF" or data[4:8] == b"ftyp"):
+        return True
+    may_be_iso_media = len(data) < 8 and not any(data[:3]) and b"ftyp".startswith(data[4:])
+    return may_be_iso_media or any(magic.startswith(data) for magic in _SUPPORTED_MAGIC)
 
 
 def _looks_like_bmp(data: bytes) -> bool:

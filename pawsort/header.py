@@ -116,8 +116,6 @@ def _png(data: bytes) -> tuple[int, int, int, int]:
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         if length > 0x7FFFFFFF or not kind.isalpha():
-            if not any(data[position:]):  # space set aside for bytes that have not arrived
-                raise truncated("png", len(data))
             raise PictureError(
                 "corrupt", f"the png file has no chunk where one should begin, at byte {position}"
             )
@@ -133,44 +131,58 @@ def _png(data: bytes) -> tuple[int, int, int, int]:
 
 # -- WebP (RFC 9649) ------------------------------------------------------------------------------
 
-_VP8X_EXIF: Final = 0x08
+_VP8_START: Final = b"\x9d\x01\x2a"
+_VP8L_START: Final = 0x2F
 
 
 def _webp(data: bytes) -> tuple[int, int, int, int]:
     end = 8 + int.from_bytes(data[4:8], "little")
-    if end > len(data) or _ends_in_nothing(data, end):
+    if end > len(data):
         raise truncated("webp", len(data))
-    kind = data[12:16]
-    if kind == b"VP8 ":
-        start, width, height = struct.unpack_from("<3sHH", data, 23)
-        if start != b"\x9d\x01\x2a":
-            raise PictureError("corrupt", "the webp file has no key frame where one should begin")
-        return width & 0x3FFF, height & 0x3FFF, 1, 1
-    if kind == b"VP8L":
-        mark, bits = struct.unpack_from("<BI", data, 20)
-        if mark != 0x2F:
-            raise PictureError("corrupt", "the webp file has no lossless picture where one should begin")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, 1, 1
-    if kind != b"VP8X":
-        raise PictureError("corrupt", f"the webp file begins with an unknown part {kind!r}")
-    width = int.from_bytes(data[24:27], "little") + 1
-    height = int.from_bytes(data[27:30], "little") + 1
-    frames, orientation, position = 0, 1, 12
+    width = height = frames = 0
+    orientation = 1
+    position = 12
     while position + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, position)
-        if kind == b"ANMF":
+        position += 8
+        if kind == b"VP8X":
+            width = int.from_bytes(data[position + 4 : position + 7], "little") + 1
+            height = int.from_bytes(data[position + 7 : position + 10], "little") + 1
+        elif kind == b"ANMF":
             frames += 1
-        elif kind == b"EXIF" and data[20] & _VP8X_EXIF:
-            block = data[position + 8 : position + 8 + length]
-            orientation = exif.orientation(block.removeprefix(_EXIF_MARK))
-        position += 8 + length + (length & 1)
+        elif kind == b"EXIF":
+            orientation = exif.orientation(data[position : position + length].removeprefix(_EXIF_MARK))
+        elif kind in {b"VP8 ", b"VP8L"}:
+            stored = _webp_picture(data[position : position + length], kind)
+            width, height = (width, height) if width else stored
+        elif not any(data[position - 8 : end]):
+            raise truncated("webp", len(data))
+        position += length + (length & 1)
+    if not width:
+        raise PictureError("corrupt", "the webp file holds no picture")
     return width, height, max(frames, 1), orientation
 
 
-def _ends_in_nothing(data: bytes, end: int) -> bool:
-    """Tell whether the last 512 bytes are zero: space set aside, for compressed data never looks so."""
-    tail = data[max(end - 512, 0) : end]
-    return len(tail) == 512 and not any(tail)
+def _webp_picture(part: bytes, kind: bytes) -> tuple[int, int]:
+    """Width and height of a still picture; its decoder takes zeros for data, so a tail of them is looked for here."""
+    if len(part) > _TAIL and not any(part[-_TAIL:]):
+        raise PictureError(
+            "truncated", "the webp file ends in zeros, set aside for bytes that have not arrived"
+        )
+    if kind == b"VP8 ":
+        start, width, height = struct.unpack_from("<3sHH", part, 3)
+        good = start == _VP8_START
+        width, height = width & 0x3FFF, height & 0x3FFF
+    else:
+        start, bits = struct.unpack_from("<BI", part)
+        good = start == _VP8L_START
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if not good:
+        raise PictureError("corrupt", "the webp file has no picture where one should begin")
+    return width, height
+
+
+_TAIL: Final = 256  # bytes; entropy-coded data never ends in so many zeros
 
 
 # -- GIF (GIF89a specification) ---------------------------------------------------------------------
@@ -191,12 +203,10 @@ def _gif(data: bytes) -> tuple[int, int, int, int]:
             frames += 1
         elif mark == 0x21:
             position += 1
-        elif any(data[position - 1 :]):
+        else:
             raise PictureError(
                 "corrupt", f"the gif file has no block where one should begin, at byte {position - 1}"
             )
-        else:
-            raise truncated("gif", len(data))
         size = data[position]
         while size:
             position += 1 + size
@@ -238,8 +248,6 @@ def _bmp(data: bytes) -> tuple[int, int, int, int]:
 
 def _heif(data: bytes) -> tuple[int, int, int, int]:
     picture = isobmff.read_primary(data)
-    if _ends_in_nothing(data, picture.end):
-        raise truncated("avif or heic", len(data))
     return picture.width, picture.height, 1, picture.orientation
 
 

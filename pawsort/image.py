@@ -52,25 +52,23 @@ def decode(data: bytes, limits: Limits, short_side: int) -> Photo:
     """
     if len(data) > limits.bytes:
         raise PictureError("too_large", f"{len(data):,} bytes, over the limit of {limits.bytes:,}")
-    header = read_header(data)
-    check(header, limits)
-    factor = max(min(header.width, header.height) // short_side, 1)
-    if header.format == "jpeg":
-        pixels = _jpeg(data, factor)
-    elif header.format == "heic":
-        pixels = _heic(data)
-    else:
-        pixels = _other(data, header)
-    if header.format not in _ORIENTED_BY_DECODER:
-        pixels = _oriented(pixels, header.orientation)
-    remaining = min(pixels.shape[:2]) // short_side
-    if remaining > 1:
-        pixels = _reduced(pixels, remaining)
+    try:
+        header = read_header(data)
+        check(header, limits)
+        pixels = _decoded(data, header, short_side)
+    except PictureError as error:
+        if error.reason == "corrupt" and len(data) > _TAIL and not any(data[-_TAIL:]):
+            # Some writers set the space aside first: what has not arrived yet reads as zeros.
+            raise PictureError(
+                "truncated", f"the file ends in zeros, as if not all of it were there: {error}"
+            ) from error
+        raise
     return Photo(pixels=np.ascontiguousarray(pixels), header=header)
 
 
 # -- Decoding ---------------------------------------------------------------------------------------
 
+_TAIL: Final = 64  # bytes of zeros at the end of a broken file that say that the rest is missing
 _ORIENTED_BY_DECODER: Final = frozenset({"tiff", "heic"})
 _REDUCED_JPEG: Final = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
@@ -90,6 +88,20 @@ def _imdecode(data: bytes, flags: int, kind: str) -> Stored:
     if pixels is None:
         raise PictureError("corrupt", f"the {kind} decoder cannot make a picture of it")
     return pixels
+
+
+def _decoded(data: bytes, header: Header, short_side: int) -> Pixels:
+    """Pixels (H, W, 3) RGB as shown, reduced by a whole factor."""
+    if header.format == "jpeg":
+        pixels = _jpeg(data, min(header.width, header.height) // short_side)
+    elif header.format == "heic":
+        pixels = _heic(data)
+    else:
+        pixels = _other(data, header)
+    if header.format not in _ORIENTED_BY_DECODER:
+        pixels = _oriented(pixels, header.orientation)
+    factor = min(pixels.shape[:2]) // short_side
+    return _reduced(pixels, factor) if factor > 1 else pixels
 
 
 def _jpeg(data: bytes, factor: int) -> Pixels:
@@ -209,7 +221,8 @@ def view(pixels: Pixels, name: str, size: int) -> Pixels:
     "centre" is the middle square, 87.5 % of the short side; "whole" is everything, squeezed into a
     square; "-flipped" mirrors either, left to right. Raises ValueError for another name.
     """
-    return views(pixels, (name,), size)[0]
+    picture: Pixels = views(pixels, (name,), size)[0]
+    return picture
 
 
 def views(pixels: Pixels, names: Sequence[str], size: int, out: Pixels | None = None) -> Pixels:

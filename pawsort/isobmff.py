@@ -15,6 +15,9 @@ _ORIENTATIONS: Final = {
     (0, 1): 2, (1, 1): 7, (2, 1): 4, (3, 1): 5,
 }  # fmt: skip
 
+_OUTERMOST: Final = frozenset({b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"uuid", b"mini"})
+"""The boxes that a file is made of; what follows them is no part of it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Primary:
@@ -23,7 +26,6 @@ class Primary:
     width: int  # pixels as stored, before the turn
     height: int
     orientation: int  # EXIF's numbers
-    end: int  # offset in the file behind its last byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class _Box:
 
 
 def read_primary(data: bytes) -> Primary:
-    """Find the primary picture: its size, its turn, and where its bytes end.
+    """Find the primary picture: its size and its turn.
 
     Raises PictureError "truncated" when a box or a picture's bytes lie beyond the end of the file,
     "corrupt" when there is no primary picture; struct.error where a field lies beyond the end.
@@ -53,14 +55,14 @@ def read_primary(data: bytes) -> Primary:
     end = _last_byte(data, inside[b"iloc"])
     if end > len(data):
         raise PictureError("truncated", f"the file stops after {len(data)} of {end} bytes")
-    return Primary(width=width, height=height, orientation=_ORIENTATIONS[turn, mirror], end=end or len(data))
+    return Primary(width=width, height=height, orientation=_ORIENTATIONS[turn, mirror])
 
 
 def _description(data: bytes) -> dict[bytes, _Box]:
     """The boxes inside the file's `meta` box, by kind; every outermost box must lie within the file."""
     meta = None
     for box in _boxes(data, 0, len(data)):
-        if box.end > len(data):
+        if box.end > len(data) and box.kind in _OUTERMOST:
             name = box.kind.decode("latin-1")
             raise PictureError("truncated", f"the file stops after {len(data)} bytes, within its {name} part")
         if box.kind == b"meta" and meta is None:

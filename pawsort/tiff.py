@@ -9,8 +9,10 @@ from pawsort.errors import PictureError
 _WIDTH, _HEIGHT, _SUBFILE = 256, 257, 254
 _ORIENTATION, _SUB_DIRECTORIES, _EXTRA_SAMPLES, _DNG_VERSION = 274, 330, 338, 50706
 _STRIPS: Final = ((273, 279), (324, 325))  # (offsets, byte counts) of strips, of tiles
-_WANTED: Final = frozenset(
-    {_WIDTH, _HEIGHT, _SUBFILE, _ORIENTATION, _SUB_DIRECTORIES, _EXTRA_SAMPLES, _DNG_VERSION}
+_DECODER_NEEDS: Final = frozenset({258, 320, 339, 347})  # bits, colour map, sample format, JPEG tables
+_WANTED: Final = (
+    _DECODER_NEEDS
+    | {_WIDTH, _HEIGHT, _SUBFILE, _ORIENTATION, _SUB_DIRECTORIES, _EXTRA_SAMPLES, _DNG_VERSION}
     | {tag for pair in _STRIPS for tag in pair}
 )
 _TYPES: Final = dict(zip((1, 3, 4, 6, 7, 8, 9, 13, 16, 17, 18), "BHIbBhiIQqQ", strict=True))
