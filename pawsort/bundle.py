@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -210,14 +211,16 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> Bundle:
     field = "the file"
     try:
         field = "labels"
-        labels = tuple(str(label) for label in manifest["labels"])
+        labels = tuple(str(label) for label in _list(manifest["labels"]))
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise ValueError("wants two or more different labels")
         for label in labels:
             _check_label(label)
         field = "input"
-        views = tuple(str(view) for view in manifest["input"]["views"])
+        views = tuple(str(view) for view in _list(manifest["input"]["views"]))
         size = int(manifest["input"]["size"])
+        if size <= 0:
+            raise ValueError("wants a size above 0")
         field = "decision"
         looks = tuple(
             Look(
@@ -229,10 +232,12 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> Bundle:
         )
         if not looks or not all(0 <= view < len(views) for look in looks for view in look.views):
             raise ValueError("wants one look or more, of views that input.views lists")
-        if not all(look.views and look.temperature > 0 for look in looks):
-            raise ValueError("wants views and a temperature above 0 in each look")
+        if not all(look.views and look.temperature > 0 and math.isfinite(look.threshold) for look in looks):
+            raise ValueError("wants views, a temperature above 0 and a finite threshold in each look")
+        field = "feature_length"
         feature_length = int(manifest["feature_length"])
-        familiarity = _load_familiarity(path, manifest["decision"], (len(labels), feature_length))
+        field = "decision"
+        familiarity = _load_familiarity(path, manifest, (len(labels), feature_length))
         field = "name"
         name = str(manifest["name"])
         field = "graph"
@@ -261,9 +266,22 @@ def _check_label(label: str) -> None:
         raise ValueError(message)
 
 
-def _load_familiarity(path: Path, fields: Mapping[str, Any], shape: tuple[int, int]) -> Familiarity | None:
-    if "familiarity" not in fields:
+def _list(value: object) -> list[Any]:
+    """A string is a sequence too, of its letters: never what is meant."""
+    if not isinstance(value, list):
+        raise TypeError(f"wants a list, not {value!r}")
+    return value
+
+
+def _load_familiarity(path: Path, manifest: Mapping[str, Any], shape: tuple[int, int]) -> Familiarity | None:
+    if "familiarity" not in manifest["decision"]:
         return None
+    if STATISTICS not in manifest["files"]:
+        raise ValueError(f"has a familiarity, and files does not list {STATISTICS}")
+    fields = manifest["decision"]["familiarity"]
+    centre, scale = float(fields["centre"]), float(fields["scale"])
+    if not math.isfinite(centre) or not 0 < scale < math.inf:
+        raise ValueError("wants a finite centre and a scale above 0 of its familiarity")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -274,12 +292,13 @@ def _load_familiarity(path: Path, fields: Mapping[str, Any], shape: tuple[int, i
         message = f"{STATISTICS} cannot be read: {error}"
         raise ValueError(message) from error
     means, whitening = arrays["means"], arrays["whitening"]
-    if len(means) != classes or whitening.shape[0] != feature_length or means.shape[1] != whitening.shape[1]:
+    rank = means.shape[-1] if means.ndim else 0
+    if means.shape != (classes, rank) or whitening.shape != (feature_length, rank):
         message = f"{STATISTICS}: shapes {means.shape} and {whitening.shape} do not fit {shape}"
         raise ValueError(message)
     return Familiarity(
         means=means,
         whitening=whitening,
-        centre=float(fields["familiarity"]["centre"]),
-        scale=float(fields["familiarity"]["scale"]),
+        centre=centre,
+        scale=scale,
     )

@@ -73,7 +73,11 @@ class Classifier:
         size = self.bundle.size
         grey = np.full((2, len(self.bundle.views), size, size, 3), 128, dtype=np.uint8)
         flat = grey.reshape(-1, size, size, 3)
-        logits, features = self.engine.infer(flat)
+        try:
+            logits, features = self.engine.infer(flat)
+        except RuntimeError as error:
+            message = f"{self.bundle.name}: does not answer: {error}"
+            raise errors.ModelError(message) from error
         expected = (len(flat), len(self.rule.labels)), (len(flat), self.bundle.feature_length)
         if (logits.shape, features.shape) != expected:
             message = f"{self.bundle.name}: answered with shapes {logits.shape} and {features.shape}, not {expected}"

@@ -132,11 +132,15 @@ class Ledger:
             else:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self._connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT, isolation_level=None)
-            self._connection.row_factory = sqlite3.Row
-            if not read_only:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
-            self._set_up(read_only=read_only)
+            try:
+                self._connection.row_factory = sqlite3.Row
+                if not read_only:
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    self._connection.execute("PRAGMA synchronous = FULL")
+                self._set_up(read_only=read_only)
+            except BaseException:
+                self._connection.close()
+                raise
 
     def __enter__(self) -> Self:
         return self

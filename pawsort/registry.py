@@ -59,7 +59,7 @@ class Registry:
         """
         link = self.root / CURRENT
         if link.is_symlink():
-            folder = link.resolve()
+            folder = Path(os.path.realpath(link))  # unlike Path.resolve, it does not fail on a link to itself
             if not (folder / bundle.MANIFEST).is_file():
                 message = (
                     f"{link}: points to {os.readlink(link)}, which is no model; run `pawsort models use NAME`"
@@ -106,6 +106,8 @@ class Registry:
     def use(self, name: str) -> None:
         """Make the model `name` the one that serves, in one step. Raises ModelError when it is not whole."""
         bundle.load(self.path(name))
+        if name == CURRENT:
+            return  # a link to itself would be a loop
         temporary = self.root / f".{CURRENT}.part"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(name)
