@@ -127,9 +127,17 @@ def _other(data: bytes, header: Header) -> Pixels:
     if stored.shape[2] == 3:
         return np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
     rgba = np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGRA2RGBA), np.uint8)
-    # libtiff multiplies 8-bit colours with their alpha while decoding, and leaves 16-bit ones as stored.
-    premultiplied = header.format == "tiff" and (not deep or tiff.read_pages(data).premultiplied)
-    return _on_white(rgba, premultiplied=premultiplied)
+    return _on_white(rgba, premultiplied=header.format == "tiff" and _is_premultiplied(data, deep=deep))
+
+
+def _is_premultiplied(data: bytes, *, deep: bool) -> bool:
+    """Whether OpenCV gives the colours of a TIFF multiplied with their alpha.
+
+    They come as stored, but for 8-bit ones that the file says are not multiplied: libtiff multiplies
+    those. Where the file says nothing they are taken for not multiplied, as OpenCV writes them.
+    """
+    extra_sample = tiff.read_pages(data).extra_sample
+    return extra_sample == tiff.ASSOCIATED or (extra_sample == tiff.UNASSOCIATED and not deep)
 
 
 def _on_white(rgba: Pixels, *, premultiplied: bool) -> Pixels:
@@ -140,8 +148,9 @@ def _on_white(rgba: Pixels, *, premultiplied: bool) -> Pixels:
         return rgb
     for row, row_alpha in zip(rgb, alpha, strict=True):
         share = row_alpha[:, None].astype(np.uint16)
-        colour = row.astype(np.uint16) * (WHITE if premultiplied else share)
-        row[:] = np.minimum((colour + (WHITE - share) * WHITE + 127) // WHITE, WHITE)
+        # A premultiplied colour above its alpha is an error of the file's; cut off, it cannot overflow.
+        colour = np.minimum(row, share) * WHITE if premultiplied else row * share
+        row[:] = (colour + (WHITE - share) * WHITE + 127) // WHITE
     return rgb
 
 

@@ -19,6 +19,9 @@ _TYPES: Final = dict(zip((1, 3, 4, 6, 7, 8, 9, 13, 16, 17, 18), "BHIbBhiIQqQ", s
 _BIG: Final = 43  # the number that marks a BigTIFF, where a plain TIFF has 42
 _MOST_PAGES: Final = 65_536  # more are not counted
 
+ASSOCIATED: Final = 1  # an alpha that the colours were multiplied with
+UNASSOCIATED: Final = 2  # an alpha that they were not
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pages:
@@ -28,7 +31,7 @@ class Pages:
     height: int
     orientation: int  # EXIF's numbers
     count: int
-    premultiplied: bool  # the first extra sample is an alpha that the colours were multiplied with
+    extra_sample: int  # of the first sample behind the colours: see below; 0 where nothing is said
 
 
 Directory = dict[int, tuple[int, ...]]
@@ -61,7 +64,7 @@ def read_pages(data: bytes) -> Pages:
         height=first.get(_HEIGHT, (0,))[0],
         orientation=orientation if orientation in range(1, 9) else 1,
         count=len(seen),
-        premultiplied=first.get(_EXTRA_SAMPLES, (0,))[0] == 1,
+        extra_sample=first.get(_EXTRA_SAMPLES, (0,))[0],
     )
 
 

@@ -545,6 +545,22 @@ def test_workers_that_die_idle_are_replaced_and_no_photo_is_blamed(pool, tmp_pat
     assert pool.fault is None
 
 
+def test_a_photo_that_was_not_begun_is_not_suspected(tmp_path):
+    with DecoderPool(1, RENDER, LIMITS) as pool:
+        pool.submit(0, opened(tmp_path, drawn.encode(drawn.draw("circles", 1))))
+        collect(pool, 1)
+        os.kill(pool.pids[0], signal.SIGSTOP)
+        pool.submit(1, opened(tmp_path, drawn.encode(drawn.draw("circles", 1))))
+        os.kill(pool.pids[0], signal.SIGKILL)
+        until = time.monotonic() + PATIENCE
+        while not pool.deaths:
+            assert time.monotonic() < until
+            assert pool.poll(0.01) == []
+        jobs = [*pool._waiting, *pool._suspects, *(job for worker in pool._workers for job in worker.queue)]
+        assert [job.suspect for job in jobs] == [False]
+        assert isinstance(collect(pool, 1)[1], Decoded)
+
+
 def test_a_suspect_is_tried_again_alone(tmp_path):
     with DecoderPool(1, RENDER, LIMITS) as pool:
         until_ready(pool)

@@ -159,28 +159,31 @@ def test_damaged_metadata_costs_no_photo_its_picture(block):
 
 
 def see_through():
-    """RGBA: left half opaque red, right half three quarters transparent black (which is 191 grey on white)."""
+    """RGBA: left half opaque red, right half a green that three quarters of the background shine through."""
     picture = np.zeros((40, 60, 4), np.uint8)
     picture[:, :30] = (200, 30, 30, 255)
-    picture[:, 30:] = (0, 0, 0, 64)
+    picture[:, 30:] = (40, 160, 0, 64)
     return picture
 
 
 @pytest.mark.parametrize(
-    "kind", ["png", "webp", "avif", "tiff", "tiff 16 bits", "png 16 bits", "tiff premultiplied"]
+    "kind",
+    [
+        *("png", "webp", "avif", "tiff", "tiff unassociated", "tiff associated"),
+        *("png 16 bits", "tiff 16 bits", "tiff unassociated 16 bits", "tiff associated 16 bits"),
+    ],
 )
 def test_transparency_is_laid_on_white(kind):
     bgra = cv2.cvtColor(see_through(), cv2.COLOR_RGBA2BGRA)
-    deep = bgra.astype(np.uint16) * 257
-    if kind == "tiff premultiplied":
-        deep[:, :, :3] = deep[:, :, :3] * (bgra[:, :, 3:] / 255)
-        data = tiff_with(cv2.imencode(".tiff", deep)[1].tobytes(), 338, 1)
-    else:
-        source = deep if kind.endswith("16 bits") else bgra
-        data = cv2.imencode("." + kind.split()[0], source)[1].tobytes()
+    if " associated" in kind:
+        bgra[:, :, :3] = np.round(bgra[:, :, :3] * (bgra[:, :, 3:] / 255))
+    source = bgra.astype(np.uint16) * 257 if kind.endswith("16 bits") else bgra
+    data = cv2.imencode("." + kind.split()[0], source)[1].tobytes()
+    if "associated" in kind:
+        data = tiff_with(data, 338, 2 if "unassociated" in kind else 1)
     pixels = image.decode(data, LIMITS, 64).pixels
     assert np.abs(pixels[5, 5].astype(int) - (200, 30, 30)).max() < 12
-    assert np.abs(pixels[5, 50].astype(int) - 191).max() < 6
+    assert np.abs(pixels[5, 50].astype(int) - (201, 231, 191)).max() < 6
 
 
 def test_what_is_fully_transparent_is_white_whatever_colour_hides_there():
@@ -305,6 +308,12 @@ def test_a_file_cut_anywhere_is_truncated_and_never_a_picture(suffix):
     data = drawn.encode(drawn.draw("circles", 5, (160, 120)), suffix)
     cuts = {*range(1, 64), *np.linspace(64, len(data) - 1, 60, dtype=int), *range(len(data) - 20, len(data))}
     for cut in sorted(cuts):
+        refused(data[:cut], "truncated")
+
+
+def test_a_tiff_whose_pixels_come_last_is_truncated_when_cut_anywhere():
+    data = pillow(drawn.draw("circles", 5, (160, 120)), "TIFF")
+    for cut in np.linspace(10, len(data) - 1, 60, dtype=int):
         refused(data[:cut], "truncated")
 
 
