@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -80,11 +81,13 @@ def main() -> None:
 @_with_exit_codes
 def run(config_file: Path, *, once: bool, dry_run: bool) -> None:
     """Sort what is in the inbox, then watch it."""
+    # A crash in native code, or the service manager's SIGABRT to a daemon that is stuck, then leaves a traceback.
+    faulthandler.enable()
     settings = _load(config_file)
     from daemon import logs, terminal
     from daemon.service import Service
 
-    logs.set_up(level=settings.log.level, form=settings.log.format)
+    logs.set_up(settings.log)
     if not once and not dry_run:
         Service(settings).run()
         return

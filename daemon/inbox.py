@@ -35,13 +35,15 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
 from daemon.intake import Arrival, ignored_name
 
 if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver
+    from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent
 
 Watch = Literal["auto", "native", "polling"]
 
@@ -52,6 +54,11 @@ RECOVERY_AGE = (
     2.0  # seconds; a younger file's event may only be late, so its discovery by rescan recovers nothing
 )
 STOP_TIMEOUT = 2.0  # seconds for the observer's threads to end
+
+# Reasons for a rescan after which a file without an event is known to be recovered, however young.
+_LOST = "events were lost"
+_TOO_MANY = "more events than could be remembered"
+_LOSSES = {_LOST, _TOO_MANY}
 
 # f_type of file systems on which other machines write without the kernel here noticing (statfs(2), linux/magic.h).
 NETWORK_FILE_SYSTEMS = {
@@ -184,7 +191,7 @@ class Inbox:
 
     def _arm_with(self, method: str, why: str) -> None:
         observer: BaseObserver = (
-            Observer() if method == "native" else PollingObserver(timeout=POLLING_INTERVAL)
+            _ArrivalObserver() if method == "native" else PollingObserver(timeout=POLLING_INTERVAL)
         )
         # Only what can mean an arrival: halves the use of watchdog's queue, and with it the events lost in a burst.
         kinds = [FileCreatedEvent, FileClosedEvent, FileMovedEvent, DirCreatedEvent, DirMovedEvent]
@@ -205,7 +212,7 @@ class Inbox:
         with self._lock:
             before = self._hints.pop(path, None)
             if before is None and len(self._hints) >= MOST_HINTS:
-                self._rescan_wanted = self._rescan_wanted or "more events than could be remembered"
+                self._rescan_wanted = _TOO_MANY
                 return
             self._hints[path] = Arrival(
                 path=path,
@@ -217,7 +224,8 @@ class Inbox:
     def want_rescan(self, reason: str) -> None:
         """Ask for a rescan as soon as the loop has time."""
         with self._lock:
-            self._rescan_wanted = self._rescan_wanted or reason
+            if self._rescan_wanted is None or reason in _LOSSES:
+                self._rescan_wanted = reason
         self._wake()
 
     # Arrivals, for the loop
@@ -238,7 +246,7 @@ class Inbox:
             path = Path(entry.path)
             if known(path):
                 continue
-            if self._rescans_done and _age(entry) > RECOVERY_AGE:
+            if self._rescans_done and (self._scan_reason in _LOSSES or _age(entry) > RECOVERY_AGE):
                 self.recovered_by_rescan += 1
             return Arrival(path=path, noticed_at=self._monotonic())
         return None
@@ -289,18 +297,17 @@ def files_below(
     while folders:
         folder = folders.pop()
         try:
-            entries = os.scandir(folder)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if ignored_name(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        if recursive and (path := Path(entry.path)) not in skip:
+                            folders.append(path)
+                    elif entry.is_file(follow_symlinks=False):
+                        yield entry
         except OSError:
             continue
-        with entries:
-            for entry in entries:
-                if ignored_name(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    if recursive and (path := Path(entry.path)) not in skip:
-                        folders.append(path)
-                elif entry.is_file(follow_symlinks=False):
-                    yield entry
 
 
 def file_system(path: Path) -> str:
@@ -325,6 +332,27 @@ def _age(entry: os.DirEntry[str]) -> float:
         return time.time() - entry.stat(follow_symlinks=False).st_ctime
     except OSError:
         return 0.0
+
+
+class _ArrivalEmitter(InotifyEmitter):
+    """Tells of arrivals only.
+
+    watchdog holds back each "moved from" for half a second, to pair it with a "moved to", and everything that comes
+    after it waits as well: each photo that we file would delay the next one by that long. We need no pairs, so "moved
+    from" is not asked for, and each "moved to" is told by itself.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return Mask(super().get_event_mask_from_filter() & ~InotifyConstants.IN_MOVED_FROM)
+
+    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = True) -> None:
+        super().build_and_queue_event(event, full_events=full_events)
+
+
+class _ArrivalObserver(InotifyObserver):
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _ArrivalEmitter
 
 
 class _Handler(FileSystemEventHandler):
@@ -352,4 +380,4 @@ class _OverflowListener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if "overflow" in record.getMessage().lower():
-            self._inbox.want_rescan("events were lost")
+            self._inbox.want_rescan(_LOST)

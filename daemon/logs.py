@@ -6,46 +6,47 @@ import logging
 import logging.handlers
 import os
 import sys
+import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
 
-Format = Literal["auto", "json", "console"]
+if TYPE_CHECKING:
+    from pawsort.config import Log
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
+Fields = MutableMapping[str, Any]
 
-def set_up(*, level: str = "info", form: Format = "auto") -> None:
-    """Log to stderr: one JSON object a line, or readable lines when `form` says so or stderr is a terminal."""
-    console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    shared: list[Any] = [
+
+def set_up(log: Log) -> None:
+    """Log to stderr, and to a file as well if `log` names one. Raises OSError when that cannot be opened.
+
+    On stderr: readable lines when it is a terminal or the settings say so, otherwise one JSON object a line. In the
+    file always JSON.
+    """
+    console = log.format == "console" or (log.format == "auto" and sys.stderr.isatty())
+    processors: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.dict_tracebacks,
     ]
+    if log.file is not None:
+        processors.append(_FileCopy(log.file, log.rotate_bytes, log.rotate_keep))
     if console:
-        last: list[Any] = [
-            _shorten,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=9),
-        ]
+        processors += [_shorten, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=9)]
     else:
-        last = [
-            structlog.processors.dict_tracebacks,
-            _event_first,
-            structlog.processors.JSONRenderer(_to_json),
-        ]
+        processors.append(_to_json)
     structlog.configure(
-        processors=shared + last,
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=_StderrFactory(),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log.level]),
+        logger_factory=lambda *_: _StderrLogger(),
         cache_logger_on_first_use=True,
     )
-    # Libraries that use the standard library's logging (watchdog, OpenVINO's Python side) stay quiet unless it matters.
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    logging.getLogger("watchdog").setLevel(logging.WARNING)
-    logging.getLogger("watchdog").propagate = False
+    _bridge_libraries()
 
 
 def readable(path: Path | str | bytes) -> str:
@@ -62,14 +63,9 @@ def readable(path: Path | str | bytes) -> str:
     )
 
 
-class _StderrFactory:
-    """Loggers that look sys.stderr up at each line, so that a progress bar may put itself in between."""
-
-    def __call__(self, *_: object) -> structlog.typing.WrappedLogger:
-        return _StderrLogger()
-
-
 class _StderrLogger:
+    """Looks sys.stderr up at each line, so that a progress bar may put itself in between."""
+
     def msg(self, message: str) -> None:
         # One write for the whole line, so that lines of several threads do not mix.
         sys.stderr.write(message + "\n")
@@ -78,15 +74,26 @@ class _StderrLogger:
     debug = info = warning = error = critical = exception = log = msg
 
 
-def _to_json(fields: MutableMapping[str, Any], **_: object) -> str:
-    return orjson.dumps(fields, default=repr, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+class _FileCopy:
+    """A processor that writes each line to a rotated file on its way past."""
+
+    def __init__(self, file: Path, rotate_bytes: int, rotate_keep: int) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._handler = logging.handlers.RotatingFileHandler(
+            file, maxBytes=rotate_bytes, backupCount=rotate_keep, encoding="utf-8"
+        )
+
+    def __call__(self, logger: object, method: str, fields: Fields) -> Fields:
+        line = _to_json(logger, method, dict(fields))
+        self._handler.emit(logging.LogRecord("pawsort", logging.INFO, "", 0, line, None, None))
+        return fields
 
 
-def _event_first(_logger: object, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {"event": fields.pop("event"), **fields}
+def _to_json(_logger: object, _method: str, fields: Fields) -> str:
+    return orjson.dumps({"event": fields.pop("event"), **fields}, default=repr).decode()
 
 
-def _shorten(_logger: object, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _shorten(_logger: object, _method: str, fields: Fields) -> Fields:
     """For a person: the clock time, the file, where it went and how sure; the rest is in the ledger."""
     fields["timestamp"] = fields["timestamp"][11:19]
     if fields["event"] in {"sorted", "review", "rejected"} and "destination" in fields:
@@ -102,7 +109,26 @@ def _shorten(_logger: object, _method: str, fields: MutableMapping[str, Any]) ->
             "latency_ms",
         )
         fields = {key: fields[key] for key in keep if fields.get(key) is not None}
-        for key in ("confidence", "latency_ms"):
+        for key, digits in (("confidence", 3), ("latency_ms", 1)):
             if key in fields:
-                fields[key] = round(fields[key], 3 if key == "confidence" else 1)
+                fields[key] = round(fields[key], digits)
     return fields
+
+
+def _bridge_libraries() -> None:
+    """What libraries say through the standard library's logging and warnings becomes lines of our own log."""
+    root = logging.getLogger()
+    root.handlers = [_Bridge(logging.WARNING)]
+    # watchdog reports lost events and folders that went away: daemon.inbox hears that itself, and says what it did.
+    watchdog = logging.getLogger("watchdog")
+    watchdog.propagate = False
+    watchdog.handlers = [logging.NullHandler()]
+    logging.captureWarnings(capture=True)
+    # A folder renamed inside the inbox is watched already, by its inode; it is meant to be watched under its new name.
+    warnings.filterwarnings("ignore", message="Callback with id", category=RuntimeWarning)
+
+
+class _Bridge(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        getattr(structlog.get_logger(), level)("library", logger=record.name, message=record.getMessage())

@@ -94,10 +94,13 @@ class Limits(Section):
 
 
 class Log(Section):
-    """What is written to standard error about the work, and how."""
+    """What is written about the work, and where to. `file` is None: standard error only."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
+    file: Location | None = None
+    rotate_bytes: Bytes = 10_000_000
+    rotate_keep: Count = 5
 
 
 class Settings(Section):
@@ -239,14 +242,15 @@ def known_keys(section: type[Section] = Settings, parent: Key = ()) -> Iterator[
             yield (*parent, name)
 
 
-def _places(written: Mapping[str, object], base: Path) -> dict[str, Path]:
-    """Where the folders really are, so far as they can be told, whatever else is wrong."""
+def _places(values: Mapping[str, object], base: Path) -> dict[str, Path]:
+    """Where the folders and the log file really are, so far as they can be told, whatever else is wrong."""
+    written = {name: values.get(name, Settings.model_fields[name].default) for name in FOLDERS}
+    log = values.get("log")
+    written["log.file"] = log.get("file") if isinstance(log, Mapping) else None
     places = {}
-    for name in FOLDERS:
+    for name, value in written.items():
         try:
-            places[name] = Path(
-                os.path.realpath(_resolve(written.get(name, Settings.model_fields[name].default), base))
-            )
+            places[name] = Path(os.path.realpath(_resolve(value, base)))
         except ValueError:
             continue  # not given, or reported already
     return places
@@ -255,22 +259,34 @@ def _places(written: Mapping[str, object], base: Path) -> dict[str, Path]:
 def _overlaps(written: Mapping[str, object], file: Path) -> Iterator[tuple[Key, str]]:
     """Folders that would get in each other's way, with the key to change."""
     recursive = written.get("recursive") is not False
-    folders = _places(written, file.parent)
-    file = Path(os.path.realpath(file))
+    places = _places(written, file.parent)
+    folders = {name: place for name, place in places.items() if name in FOLDERS}
     for (first, one), (second, other) in itertools.combinations(folders.items(), 2):
         if one == other:
             here, there = (second, first) if second in written else (first, second)
             yield (here,), f"{one} is the folder of `{there}` too; give each its own"
-    if "inbox" in folders and folders["inbox"] in (file.parents if recursive else file.parents[:1]):
-        yield (
-            ("inbox",),
-            f"{folders['inbox']} has this file in it, which would be taken for a photo; keep it apart",
-        )
+    if "inbox" in folders:
+        files = {
+            "this file": Path(os.path.realpath(file)),
+            **{n: p for n, p in places.items() if n not in FOLDERS},
+        }
+        taken = [
+            name for name, place in files.items() if _within(place, folders["inbox"], recursive=recursive)
+        ]
+        if taken:
+            yield (
+                ("inbox",),
+                f"{folders['inbox']} has {' and '.join(taken)} in it, which would be taken for a photo",
+            )
     for outer, why in _OWN_GROUND.items():
         if outer in folders and (outer != "inbox" or recursive):
             inside = [f"`{name}`" for name, place in folders.items() if folders[outer] in place.parents]
             if inside:
                 yield (outer,), f"{folders[outer]} has {', '.join(inside)} inside it, {why}"
+
+
+def _within(file: Path, folder: Path, *, recursive: bool) -> bool:
+    return folder in file.parents if recursive else folder == file.parent
 
 
 # Folders that no other may lie in, and why. `state` may hold others: it only looks at its own files.

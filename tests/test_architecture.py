@@ -25,7 +25,6 @@ DISTRIBUTIONS = {
     "pydantic_core": "pydantic",
     "yaml": "pyyaml",
     "PIL": "pillow",
-    "pillow_heif": "pillow-heif",
 }
 
 

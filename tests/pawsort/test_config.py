@@ -10,7 +10,7 @@ from pawsort import config, errors, image
 ROOT = Path(__file__).parents[2]
 
 # Where the value shown in config.yaml is an example, because the default is not a value.
-EXAMPLES = {("threshold",), ("decoders",)}
+EXAMPLES = {("threshold",), ("decoders",), ("log", "file")}
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_all_problems_are_told_at_once_each_with_line_key_value_and_remedy(probl
         "9: limits.frames: 1.5 wants a whole number",
         "10: limits.seconds: .inf wants a finite number",
         "11: engine: cuda wants one of auto, openvino or torch",
-        "12: log: 5 wants keys of its own, indented, in the lines under it: level, format",
+        "12: log: 5 wants keys of its own, indented, in the lines under it: level, format, file, rotate_bytes, rotate_keep",
         "13: duplicates: true wants one of keep, skip or folder",
         "14: rescan_s: soon wants a number",
         "15: settle_s: -1 must be above 0",
@@ -193,7 +193,7 @@ def test_no_value_of_any_kind_is_answered_in_another_library_s_words(problems):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("log_level: info\n", "3: log_level: is no key that is known here; did you mean `log.level`?"),
+        ("log_file: a.log\n", "3: log_file: is no key that is known here; did you mean `log.file`?"),
         ("pixels: 5\n", "3: pixels: is no key that is known here; did you mean `limits.pixels`?"),
         ("5: a\n", "3: 5: is no key that is known here; the keys here are inbox, sorted, "),
         ('"new\\nline": a\n', "3: 'new\\nline': is no key that is known here"),
@@ -294,6 +294,8 @@ def test_a_missing_file_and_a_folder_in_its_place_are_told(tmp_path):
             ],
         ),
         ("inbox: .\nsorted: b\nrecursive: false\n", ["1: inbox: HERE has this file in it"]),
+        ("inbox: a\nsorted: b\nlog: {file: a/x.log}\n", ["1: inbox: HERE/a has log.file in it"]),
+        ("inbox: a\nsorted: b\nlog: {file: b/x.log}\n", []),
         ("inbox: s/a\nsorted: s/b\nstate: s\nmodels: s/m\n", []),
         ("inbox: s/a\nsorted: s/ab\n", []),
     ],
