@@ -8,6 +8,7 @@ takes back at the next start.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 from collections import OrderedDict
@@ -118,7 +119,10 @@ class Filing:
         photo (disk full, read-only, the ledger cannot be written) came up on the way: photos not among its `filed`
         are where they were and may be given again. Raises UncertainError when only a recovery can say.
         """
-        self.settle_debts()
+        try:
+            self.settle_debts()
+        except OSError as error:
+            raise BatchInterruptedError(str(error), []) from error
         chosen: set[Path] = set()
         entries = [self._entry(verdict, chosen) for verdict in verdicts]
         ids = self._ledger.begin(entries)
@@ -151,11 +155,12 @@ class Filing:
         self._owed_finish += [(photo.id, photo.latency_ms) for photo in filed]
         self._owed_forget += unmoved
         try:
-            if fault is not None:
-                raise fault
+            # Also after a fault: the ledger is to be true while it lasts, and may well be on another disk.
             self.settle_debts()
         except (OSError, errors.LedgerError) as error:
-            raise BatchInterruptedError(str(error), filed) from error
+            fault = fault or error
+        if fault is not None:
+            raise BatchInterruptedError(str(fault), filed) from fault
         return Outcome(filed=filed, changed=changed, refused=refused)
 
     def settle_debts(self) -> None:
@@ -199,6 +204,8 @@ class Filing:
         folder = self._folders.of(verdict)
         destination = self._free_name(folder, verdict.path.name, verdict.event, chosen)
         chosen.add(destination)
+        if verdict.event == "rejected":
+            chosen.add(note_beside(destination))
         return Entry(
             event=verdict.event,
             source=verdict.path,
@@ -228,14 +235,14 @@ class Filing:
         key = (folder, name)
         number = self._numbers.pop(key, 0)
         # The name itself is always tried first: its photo may have been taken away since.
-        candidates = (0, *range(max(number, 1), 10**9)) if number else range(10**9)
+        candidates = itertools.chain((0,), itertools.count(max(number, 1)))
+        # A rejected file's number must survive in the name of its note, or all notes of a long name would be one.
+        longest = LONGEST_NAME - len(REASON_SUFFIX) if event == "rejected" else LONGEST_NAME
         for number in candidates:
-            path = folder / numbered(name, number)
-            if path in chosen or os.path.lexists(path):
-                continue
-            if event == "rejected" and os.path.lexists(note_beside(path)):
-                continue
-            break
+            path = folder / numbered(name, number, longest)
+            wanted = (path, note_beside(path)) if event == "rejected" else (path,)
+            if not any(want in chosen or os.path.lexists(want) for want in wanted):
+                break
         self._numbers[key] = number
         if len(self._numbers) > REMEMBERED_NAMES:
             self._numbers.popitem(last=False)
@@ -268,29 +275,29 @@ class BatchInterruptedError(errors.MachineError):
         self.filed = filed
 
 
-def numbered(name: str, number: int) -> str:
-    """`name` for 0, else with `-number` before its extension, shortened where the file system's limit demands it."""
+def numbered(name: str, number: int, longest: int = LONGEST_NAME) -> str:
+    """`name` for 0, else with `-number` before its extension, shortened to `longest` bytes where it has to be."""
     if number == 0:
         return name
     stem, extension = os.path.splitext(name)
     if len(os.fsencode(extension)) > LONGEST_NAME // 2:
         stem, extension = name, ""
-    return _fitting(stem, f"-{number}{extension}")
+    return _fitting(stem, f"-{number}{extension}", longest)
 
 
 def note_beside(rejected: Path) -> Path:
     """Where the note lies that says why a file was rejected."""
-    return rejected.with_name(_fitting(rejected.name, REASON_SUFFIX))
+    return rejected.with_name(_fitting(rejected.name, REASON_SUFFIX, LONGEST_NAME))
 
 
-def _fitting(stem: str, ending: str) -> str:
+def _fitting(stem: str, ending: str, longest: int) -> str:
     """`stem` and `ending` joined, the stem cut between two characters where the whole would be too long a name."""
     encoded = os.fsencode(stem)
-    room = LONGEST_NAME - len(os.fsencode(ending))
+    room = longest - len(os.fsencode(ending))
     if len(encoded) > room:
-        while room > 0 and (encoded[room] & 0xC0) == 0x80:
-            room -= 1
-        encoded = encoded[:room]
+        # A character of UTF-8 has 4 bytes at most; what goes on like one for longer is in another encoding.
+        start = next((cut for cut in range(room, room - 4, -1) if encoded[cut] & 0xC0 != 0x80), room)
+        encoded = encoded[:start]
     return os.fsdecode(encoded) + ending
 
 
@@ -301,13 +308,19 @@ def part_file(folder: Path, row_id: int) -> Path:
 
 def write_reason(rejected: Path, reason: str) -> None:
     """Leave a note beside a rejected file, unless the file is gone or a note is there. Raises OSError."""
-    if not os.path.lexists(rejected):
+    note = note_beside(rejected)
+    if not os.path.lexists(rejected) or os.path.lexists(note):
         return
+    # Through a hidden file, so that a full disk or a crash leaves no empty note, which would be taken for written.
+    part = rejected.with_name(".pawsort-note.part")
     try:
-        with note_beside(rejected).open("x", encoding="utf-8") as stream:
-            stream.write(f"{reason}\n")
-    except FileExistsError:
-        return
+        part.write_text(f"{reason}\n", encoding="utf-8", errors="backslashreplace")
+        moving.rename_exclusively(part, note)
+    except moving.NameTakenError:
+        part.unlink()
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _is_writable(folder: Path) -> bool:

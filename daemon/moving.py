@@ -62,7 +62,7 @@ def move(source: Path, destination: Path, identity: Identity, *, part: Path, sha
     """
     check_unchanged(source, identity)
     try:
-        _rename_exclusively(source, destination)
+        rename_exclusively(source, destination)
     except OSError as error:
         if error.errno == errno.ENOENT and not os.path.lexists(source):
             raise SourceChangedError(source) from error
@@ -79,7 +79,7 @@ def move(source: Path, destination: Path, identity: Identity, *, part: Path, sha
         raise UncertainError(message) from error
     if not _is_same_file(status, identity):
         # Replaced between the check and the rename: what was moved is another photo, which nobody has decided about.
-        _rename_exclusively(destination, source)
+        rename_exclusively(destination, source)
         raise SourceChangedError(source)
     return {source.parent, destination.parent}
 
@@ -110,8 +110,8 @@ def rename_noreplace(source: Path, destination: Path) -> None:
         raise OSError(number, os.strerror(number), os.fspath(source), None, os.fspath(destination))
 
 
-def _rename_exclusively(source: Path, destination: Path) -> None:
-    """The ladder: give the file its new name on the same file system unless that name is taken."""
+def rename_exclusively(source: Path, destination: Path) -> None:
+    """The ladder: give the file its new name on the same file system. Raises NameTakenError, or OSError."""
     try:
         try:
             rename_noreplace(source, destination)
@@ -157,7 +157,7 @@ def _copy_across(
         if hash_file(part) != copied:
             raise OSError(errno.EIO, "the copy does not read back as it was written", os.fspath(part))
         check_unchanged(source, identity)
-        _rename_exclusively(part, destination)
+        rename_exclusively(part, destination)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -4,7 +4,8 @@
     source only                             forget the row, the photo is sorted anew
     destination only, same inode or hash    done
     both, same inode                        unlink the source, done
-    both, other inode, same hash            sync the destination, unlink the source, done
+    both, other inode, same hash            sync the destination, unlink the source, done; unless the destination is
+                                            the very file that was decoded: then the source is a new arrival and stays
     both, other hash                        the name was taken: forget the row, the photo is sorted anew
     empty placeholder and source            remove the placeholder, forget the row
     a stale hidden copy of ours             remove it
@@ -66,7 +67,7 @@ def _clear_up(row: Row, recovered: Recovered) -> None:
         still_there = source is not None and (source_is_ours or Identity.of(source).inode == row.inode)
         (recovered.taken_back if still_there else recovered.vanished).append(row)
         return
-    if source is not None and source_is_ours:
+    if source is not None and source_is_ours and _is_copied(row, source, destination):
         # The destination has to be durable, bytes and name, before the source goes.
         if not os.path.samestat(source, destination):
             _sync_file(row.destination)
@@ -79,15 +80,30 @@ def _clear_up(row: Row, recovered: Recovered) -> None:
 
 def _is_row(row: Row, path: Path, status: os.stat_result) -> bool:
     """Whether the file at `path` is the photo of this row: by inode and size, or by content."""
-    found = Identity.of(status)
-    if (found.device, found.inode, found.bytes, found.mtime_ns) == (
-        row.device,
-        row.inode,
-        row.bytes,
-        row.mtime_ns,
-    ):
+    if _is_the_very_file(row, status):
         return True
-    return row.sha256 is not None and found.bytes == row.bytes and moving.hash_file(path) == row.sha256
+    if row.sha256 is None:
+        # Never hashed, because the decoder died on it: a copy has the size and the time of its source.
+        return (status.st_size, status.st_mtime_ns) == (row.bytes, row.mtime_ns)
+    return status.st_size == row.bytes and moving.hash_file(path) == row.sha256
+
+
+def _is_the_very_file(row: Row, status: os.stat_result) -> bool:
+    identity = Identity(device=row.device, inode=row.inode, bytes=row.bytes, mtime_ns=row.mtime_ns)
+    return Identity.of(status) == identity
+
+
+def _is_copied(row: Row, source: os.stat_result, destination: os.stat_result) -> bool:
+    """Whether source and destination are the one photo of this row, so that the source may go.
+
+    Where the photo itself was moved, what lies at its source is another photo that arrived since, of the same bytes
+    perhaps: it stays, to be sorted as the settings say.
+    """
+    if os.path.samestat(source, destination):
+        return True
+    if _is_the_very_file(row, destination):
+        return False
+    return row.sha256 is not None or moving.hash_file(row.source) == moving.hash_file(row.destination)
 
 
 def _is_placeholder(row: Row, destination: os.stat_result, *, source_is_ours: bool) -> bool:
