@@ -24,7 +24,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "pydantic_core": "pydantic",
     "yaml": "pyyaml",
-    "PIL": "pillow",
+    "pillow_heif": "pillow-heif",
 }
 
 
