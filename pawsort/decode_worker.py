@@ -11,7 +11,6 @@ It ends when its parent does: the socket then closes, and the kernel kills it sh
 import contextlib
 import ctypes
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -21,15 +20,15 @@ import socket
 import sys
 import time
 import traceback
-from dataclasses import asdict
 from typing import Any, Final
 
 import cv2
 import numpy as np
+import orjson
 
 from pawsort import image
 from pawsort.errors import PictureError
-from pawsort.exchange import BEGUN, DECODING, MESSAGE_BYTES, READING, STAGE_AT, Layout
+from pawsort.exchange import BEGUN, DECODING, READING, REQUEST_BYTES, STAGE_AT, Layout
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -38,13 +37,13 @@ _NOISE_BYTES: Final = 1 << 20  # the most that codecs may write to standard erro
 _RAN_OUT: Final = re.compile(rb"premature end of[a-zA-Z ]*|not enough data|premature EOF", re.IGNORECASE)
 _STRAY_BYTES: Final = re.compile(rb"Corrupt JPEG data: (\d{1,9}) extraneous bytes")
 _MOST_STRAY_SHARE: Final = 0.1  # of the file; photos in the wild have up to a few thousand bytes
-_MOST_SAID: Final = 2000  # characters of a message, escaped as JSON well below MESSAGE_BYTES
+_MOST_SAID: Final = 2000  # characters of a message, escaped as JSON well below REPLY_BYTES
 _LARGEST_READ: Final = 1 << 30  # Linux reads at most 2 GiB in one call
 
 
 def main(argument: str) -> int:
     """Serve photos until the parent hangs up."""
-    settings = json.loads(argument)
+    settings = orjson.loads(argument)
     _protect(settings["parent"])
     limits = image.Limits(**settings["limits"])
     render = image.Render(**{**settings["render"], "views": tuple(settings["render"]["views"])})
@@ -56,10 +55,10 @@ def main(argument: str) -> int:
         parent.send(b'{"ready":true}')
         begun = 0
         while True:
-            message, descriptors, _, _ = socket.recv_fds(parent, MESSAGE_BYTES, 1)
+            message, descriptors, _, _ = socket.recv_fds(parent, REQUEST_BYTES, 1)
             if not message:
                 return 0
-            request = json.loads(message)
+            request = orjson.loads(message)
             begun += 1
             memory[STAGE_AT] = READING
             BEGUN.pack_into(memory, 0, begun)
@@ -68,7 +67,7 @@ def main(argument: str) -> int:
             finally:
                 os.close(descriptors[0])
             _forget_noise()
-            parent.send(json.dumps({"ticket": request["ticket"], **reply}, separators=(",", ":")).encode())
+            parent.send(orjson.dumps({"ticket": request["ticket"], **reply}))
 
 
 def _protect(parent: int) -> None:
@@ -147,19 +146,25 @@ def _answer(
             np.frombuffer(memory, np.uint8, kept.size, start + layout.views_bytes)[:] = kept.reshape(-1)
             reply["whole"] = kept.shape[:2]
     except PictureError as error:
-        return {**reply, "reason": error.reason, "message": str(error)[:_MOST_SAID]}
+        return {**reply, "reason": error.reason, "message": _said(str(error)[:_MOST_SAID])}
     except MemoryError:
         message = (
             f"decoding it takes more than the {limits.memory_bytes:,} bytes of memory that one photo may take"
         )
         return {**reply, "reason": "too_large", "message": message}
     except Exception:  # noqa: BLE001  the boundary of one photo: a bug of ours is told to the parent, in full
-        return {**reply, "bug": traceback.format_exc()[-_MOST_SAID:]}
+        return {**reply, "bug": _said(traceback.format_exc()[-_MOST_SAID:])}
     ended = time.perf_counter()
-    reply["header"] = asdict(photo.header)
+    header = photo.header
+    reply["header"] = (header.format, header.width, header.height, header.frames, header.orientation)
     reply["read_ms"] = round((hashed - began) * 1000, 3)
     reply["decode_ms"] = round((ended - hashed) * 1000, 3)
     return reply
+
+
+def _said(text: str) -> str:
+    """Text that JSON can carry: no half of a surrogate pair, as undecodable names become in Python."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _read(descriptor: int, most_bytes: int, reply: dict[str, Any]) -> bytes:

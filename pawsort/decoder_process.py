@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import mmap
 import os
 import signal
@@ -15,8 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from pawsort.exchange import BEGUN, MESSAGE_BYTES, READING, STAGE_AT, Layout
+from pawsort.exchange import BEGUN, READING, REPLY_BYTES, STAGE_AT, Layout
 from pawsort.render import Limits, Render
 
 WORKER_MODULE: Final = "pawsort.decode_worker"
@@ -105,7 +105,7 @@ class DecoderProcess:
         OSError when there is no room for the message; a process that has just died is no error here,
         for `receive` tells it.
         """
-        request = json.dumps({"ticket": ticket, "slot": slot}).encode()
+        request = orjson.dumps({"ticket": ticket, "slot": slot})
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._socket, [request], [descriptor])
 
@@ -113,7 +113,7 @@ class DecoderProcess:
         """The next reply; None when there is none at present, b"" when the process has died."""
         while True:
             try:
-                return self._socket.recv(MESSAGE_BYTES)
+                return self._socket.recv(REPLY_BYTES)
             except BlockingIOError:
                 return None
             except ConnectionResetError:
@@ -160,7 +160,15 @@ def _spawn(
     settings: dict[str, Any], limits: Limits, descriptors: tuple[int, ...], noise: int
 ) -> subprocess.Popen[bytes]:
     # -P: what lies in the current folder must never be imported in place of a library.
-    command = [sys.executable, "-P", "-X", "faulthandler", "-m", WORKER_MODULE, json.dumps(settings)]
+    command = [
+        sys.executable,
+        "-P",
+        "-X",
+        "faulthandler",
+        "-m",
+        WORKER_MODULE,
+        orjson.dumps(settings).decode(),
+    ]
     inherited = os.environ.get("PYTHONPATH")
     package_parent = str(Path(__file__).resolve().parent.parent)
     environment = {

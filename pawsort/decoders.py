@@ -26,7 +26,6 @@ when there has been no worker at all for NO_WORKER_SECONDS; nothing is lost by i
 """
 
 import hashlib
-import json
 import os
 import selectors
 import subprocess
@@ -38,6 +37,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from pawsort.decoder_process import DecoderProcess
 from pawsort.errors import MachineError, PictureError
@@ -106,6 +106,10 @@ class _Worker:
     ready: bool = False
     sent: int = 0
     queue: deque[_Job] = field(default_factory=deque)
+
+
+def _header(format: str, width: int, height: int, frames: int, orientation: int) -> Header:  # noqa: A002
+    return Header(format=format, width=width, height=height, frames=frames, orientation=orientation)
 
 
 class DecoderPool:
@@ -294,7 +298,7 @@ class DecoderPool:
         """Turn a reply into a result; False when it makes no sense, as after a codec wrote where it should not."""
         now = time.monotonic()
         try:
-            reply = json.loads(message)
+            reply = orjson.loads(message)
             if reply.get("ready"):
                 worker.ready, worker.since = True, now
                 self._pause = _FIRST_PAUSE_SECONDS
@@ -331,7 +335,7 @@ class DecoderPool:
             ticket=job.ticket,
             sha256=sha256,
             bytes=size,
-            header=Header(**reply["header"]),
+            header=_header(*reply["header"]),
             views=worker.process.views(slot),
             whole=whole,
             read_ms=reply["read_ms"],

@@ -7,7 +7,8 @@ from typing import Final, Self
 
 from pawsort.render import Render
 
-MESSAGE_BYTES: Final = 16_384
+REQUEST_BYTES: Final = 256
+REPLY_BYTES: Final = 16_384
 """No message between the two is longer."""
 
 READING: Final = 1

@@ -38,7 +38,7 @@ def read_header(data: bytes) -> Header:
     kind = sniff(data)
     try:
         width, height, frames, orientation = _PARSERS[kind](data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         # Every fixed-size field is read without asking whether it is there: a field that is not is a missing end.
         raise truncated(kind, len(data)) from None
     if width < 1 or height < 1:

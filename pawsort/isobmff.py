@@ -135,13 +135,16 @@ def _last_byte(data: bytes, box: _Box) -> int:
         return int.from_bytes(data[position - size : position], "big")
 
     wide = version == 2
+    extent_bytes = index_size + offset_size + length_size
     last = 0
     for _ in range(number(4 if wide else 2)):
         number(4 if wide else 2)
         method = number(2) & 15 if version else 0
         number(2)
         base = number(base_size)
-        for _ in range(number(2)):
+        extents = number(2)
+        # Without this, a few bytes could announce billions of stretches that take no bytes to describe.
+        for _ in range(extents if extent_bytes else min(extents, 1)):
             number(index_size)
             offset, length = base + number(offset_size), number(length_size)
             if method == 0:

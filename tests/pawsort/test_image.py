@@ -1,7 +1,9 @@
+import collections
 import io
 import pickle
 import struct
 import sys
+import time
 import zlib
 
 import cv2
@@ -376,6 +378,44 @@ def test_a_flipped_bit_in_a_png_is_corrupt():
     data = bytearray(drawn.encode(drawn.photo(1, 160, 120), ".png"))
     data[len(data) // 2] ^= 4
     refused(bytes(data), "corrupt")
+
+
+def test_no_damage_makes_the_header_fail_otherwise_than_with_a_reason_and_soon():
+    random = np.random.default_rng(7)
+    wholes = [drawn.encode(quarters(), suffix) for suffix in SUFFIXES]
+    wholes += [
+        pillow(quarters(), "TIFF", big_tiff=True),
+        pillow(quarters(), "WEBP", exif=b"Exif\0\0" + exif(6)),
+    ]
+    reasons = collections.Counter()
+    slowest = 0.0
+    for _ in range(20_000):
+        data = bytearray(wholes[random.integers(len(wholes))])
+        for _ in range(random.integers(1, 6)):
+            at = random.integers(min(len(data), random.choice([32, 300, len(data)])))
+            data[at : at + 4] = random.choice(
+                [0, 1, 0x7FFFFFFF, 0xFFFFFFFF, random.integers(2**32)]
+            ).tobytes()[:4]
+        began = time.process_time()
+        try:
+            image.read_header(bytes(data))
+        except errors.PictureError as error:
+            reasons[error.reason] += 1
+        slowest = max(slowest, time.process_time() - began)
+    assert reasons["truncated"] > 100
+    assert reasons["corrupt"] > 100
+    assert slowest < 0.5, "a few bytes must not cost the header's reader seconds"
+
+
+def test_a_description_of_nothing_a_billion_times_is_read_at_once():
+    data = bytearray(drawn.encode(quarters(), ".avif"))
+    at = data.index(b"iloc") + 4
+    data[at : at + 6] = b"\2\0\0\0\0\0"  # version 2, and no bytes for any offset or length
+    data[at + 6 : at + 10] = b"\xff\xff\xff\xff"
+    began = time.process_time()
+    with pytest.raises(errors.PictureError):
+        image.read_header(bytes(data))
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(
