@@ -154,6 +154,59 @@ def show(what: str, config_file: Path, *, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("what", metavar="[FILE]", required=False)
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="The last N photos that were filed.")
+@click.option("--model", metavar="NAME", help="All photos that this model decided about.")
+@config_option
+@_with_exit_codes
+def undo(what: str | None, last: int | None, model: str | None, config_file: Path) -> None:
+    """Put photos back into the inbox, those that nobody has moved or changed since."""
+    if sum(choice is not None for choice in (what, last, model)) != 1:
+        raise click.UsageError("say what to undo: one of FILE, --last N or --model NAME")
+    settings = _load(config_file)
+    from daemon import records, returning, terminal
+
+    with records.open_ledger(settings) as ledger:
+        if last is not None:
+            rows = ledger.last(last)
+        elif model is not None:
+            rows = ledger.filed_by(model)
+        else:
+            rows = [row for row in records.find(settings, str(what)) if row.state == "done"][:1]
+        returned = returning.undo(ledger, settings.inbox, rows)
+    terminal.print_returned(returned)
+    if not returned.back:
+        sys.exit(FAILED)
+
+
+@main.command()
+@config_option
+@_with_exit_codes
+def retry(config_file: Path) -> None:
+    """Send everything in review and rejected through again, with the model that serves now."""
+    settings = _load(config_file)
+    from daemon import records, returning, terminal
+
+    with records.open_ledger(settings) as ledger:
+        returned = returning.retry(ledger, settings.inbox, [settings.review, settings.rejected])
+    terminal.print_returned(returned)
+
+
+@main.command()
+@click.argument("paths", metavar="[FILE|FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
+@config_option
+@_with_exit_codes
+def confirm(paths: tuple[Path, ...], config_file: Path) -> None:
+    """Say that photos lie in the right class folder, so that the model may learn from them. Default: all."""
+    settings = _load(config_file)
+    from daemon import records
+
+    with records.open_ledger(settings) as ledger:
+        count = records.confirm(ledger, settings, paths)
+    click.echo(f"{count} photos confirmed")
+
+
+@main.command()
 @click.argument("action", type=click.Choice(["list", "use"]), default="list")
 @click.argument("name", required=False)
 @config_option

@@ -31,7 +31,7 @@ class Judge:
     """Asks the model, and knows what to do with duplicates: "keep", "skip" or "folder"."""
 
     def __init__(self, classifier: Classifier, ledger: Ledger, *, duplicates: str, batch_size: int) -> None:
-        self.classifier = classifier
+        self.classifier = classifier  # may be replaced between two calls
         self._ledger = ledger
         self._duplicates = duplicates
         self._batch_size = batch_size

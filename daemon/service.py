@@ -15,16 +15,18 @@ from pathlib import Path
 
 import structlog
 
-from daemon import journal, recovery
-from daemon.filing import BatchInterruptedError, Filed, Filing, Folders, Outcome, Verdict
+from daemon import journal, recovery, returning
+from daemon.dry_run import DryRun
+from daemon.filing import BatchInterruptedError, Filed, Filing, Folders, Verdict
 from daemon.inbox import NETWORK_FILE_SYSTEMS, Inbox, file_system
 from daemon.intake import Arrival, Intake, Ready, Why
 from daemon.judging import Judge, Picture
 from daemon.logs import readable
+from daemon.serving import ServingModel
 from daemon.signals import Waker
 from daemon.status import Lock, Problems, Snapshot, StatusFile, skipped_folders
-from pawsort import errors, ledger, registry
-from pawsort.classifier import open_classifier
+from pawsort import errors, ledger
+from pawsort.classifier import Classifier
 from pawsort.config import Settings
 from pawsort.decoders import Decoded, DecoderPool, Unreadable
 from pawsort.image import Limits, Render
@@ -69,6 +71,7 @@ class Service:
         self._next_status = 0.0
         self._stop_by: float | None = None
         self._started = time.time()
+        self._successor: Classifier | None = None  # a newer model that has not taken over yet
 
     def run(self) -> journal.Tally:
         """Work until told to stop (SIGTERM, SIGINT), or until all is sorted when running once.
@@ -76,10 +79,12 @@ class Service:
         Raises MachineError, ModelError or LedgerError when it cannot start, UncertainError when it must not go on.
         """
         with ExitStack() as stack:
+            self._stack = stack
             self._start_up(stack)
             while not self._is_done():
                 self._wait()
                 self._look_after()
+                self._swap_model()
                 self._take_in()
                 pictures, verdicts = self._collect()
                 verdicts += self._decide(pictures)
@@ -102,16 +107,11 @@ class Service:
         book = stack.enter_context(ledger.Ledger(settings.state / ledger.FILE))
         if not self._dry_run:
             _recover(book)
-        classifier = open_classifier(
-            registry.Registry(settings.models).current(),
-            kind=settings.engine,
-            threshold=settings.threshold,
-            cache=settings.state / "cache",
+        self._model = ServingModel(settings)
+        self._judge = Judge(
+            self._model.classifier, book, duplicates=settings.duplicates, batch_size=settings.batch_size
         )
-        self._judge = Judge(classifier, book, duplicates=settings.duplicates, batch_size=settings.batch_size)
-        render = Render(size=classifier.bundle.size, views=classifier.bundle.views)
-        limits = Limits(**settings.limits.model_dump())
-        self._decoders = stack.enter_context(DecoderPool(settings.decoders, render, limits))
+        self._decoders = stack.enter_context(self._pool(self._model.classifier))
         folders = Folders(sorted=settings.sorted, review=settings.review, rejected=settings.rejected)
         self._filing = DryRun(folders) if self._dry_run else Filing(settings.inbox, folders, book)
         self._intake = Intake(
@@ -132,6 +132,7 @@ class Service:
         else:
             self._inbox.start()
             stack.callback(self._inbox.stop)
+        classifier = self._model.classifier
         log.info(
             "ready",
             model=classifier.bundle.name,
@@ -197,12 +198,39 @@ class Service:
             self._intake.forgot_some = False
             self._inbox.want_rescan("more files wait than are remembered")
         self._problems.set("files", self._intake.fault())
+        if self._waker.reload_asked or time.monotonic() >= self._next_status:
+            self._look_for_a_newer_model()
         if self._problems.changed or time.monotonic() >= self._next_status:
             self._write_status(ready=True)
 
+    def _look_for_a_newer_model(self) -> None:
+        asked, self._waker.reload_asked = self._waker.reload_asked, False
+        self._successor = self._model.newer(asked=asked) or self._successor
+        self._problems.set("model", self._model.problem)
+
+    def _swap_model(self) -> None:
+        """Between two batches, let the newer model take over, if there is one.
+
+        One that wants other pictures has to wait until those under way were classified by the old one.
+        """
+        successor = self._successor
+        if successor is None:
+            return
+        old, new = self._model.classifier.bundle, successor.bundle
+        if (old.size, old.views) != (new.size, new.views):
+            if self._in_flight:
+                return
+            fresh = self._pool(successor)
+            self._stack.enter_context(fresh)
+            self._decoders.close()
+            self._decoders = fresh
+        self._successor = None
+        self._model.take_over(successor)
+        self._judge.classifier = successor
+
     def _take_in(self) -> None:
         """Hand finished files to the decoders, as long as they have room."""
-        if self._waker.stop_signal is not None or self._held:
+        if self._waker.stop_signal is not None or self._held or self._successor is not None:
             return
         due = iter(self._intake.due())
         for _ in range(MOST_TAKEN_IN):
@@ -304,6 +332,10 @@ class Service:
 
     # Small things
 
+    def _pool(self, classifier: Classifier) -> DecoderPool:
+        render = Render(size=classifier.bundle.size, views=classifier.bundle.views)
+        return DecoderPool(self._settings.decoders, render, Limits(**self._settings.limits.model_dump()))
+
     def _wait_for_machine(self, photo: Ready | Verdict, detail: str) -> None:
         """Try a photo again later, that the machine and not the photo stopped."""
         self._paths_in_flight.discard(photo.path)
@@ -344,31 +376,9 @@ class Service:
             self._problems.set("status", None)
 
 
-class DryRun:
-    """Stands in for Filing when nothing may be moved: answers where each photo would go."""
-
-    def __init__(self, folders: Folders) -> None:
-        self._folders = folders
-
-    def file(self, verdicts: Sequence[Verdict]) -> Outcome:
-        """Where the photos of a batch would go."""
-        filed = [
-            Filed(
-                id=0,
-                verdict=verdict,
-                destination=self._folders.of(verdict) / verdict.path.name,
-                latency_ms=(time.monotonic() - verdict.noticed_at) * 1e3,
-            )
-            for verdict in verdicts
-        ]
-        return Outcome(filed=filed, changed=[], refused=[])
-
-    def settle_debts(self) -> None:
-        """Nothing is ever owed."""
-
-
 def _recover(book: ledger.Ledger) -> None:
     """Finish or take back what a crash left half done, and say so."""
+    returning.recover(book)
     recovered = recovery.recover(book)
     for what, rows in vars(recovered).items():
         for row in rows:

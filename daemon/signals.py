@@ -16,6 +16,7 @@ class Waker:
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.stop_signal: str | None = None  # name of the signal that asked us to stop
+        self.reload_asked = False  # by SIGHUP
 
     def close(self) -> None:
         """Close the pipe."""
@@ -41,6 +42,7 @@ class Waker:
     def listening(self) -> Iterator[None]:
         """Install the signal handlers, and put the old ones back."""
         before = {number: signal.signal(number, self._on_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_reload)
         # A writer that opens a file on which a read lease is just being tried sends us this; its default is to kill.
         before[signal.SIGIO] = signal.signal(signal.SIGIO, signal.SIG_IGN)
         wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -50,6 +52,9 @@ class Waker:
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _on_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self.reload_asked = True
 
     def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         self.stop_signal = self.stop_signal or signal.Signals(number).name

@@ -26,6 +26,7 @@ from daemon.filing import Filed
 from daemon.inbox import files_below
 from daemon.journal import Tally
 from daemon.logs import readable
+from daemon.returning import Returned
 from daemon.status import skipped_folders
 from pawsort.config import Settings
 from pawsort.ledger import Row
@@ -173,6 +174,19 @@ def print_rows(rows: Sequence[Row]) -> None:
         for label, probability in sorted((row.probabilities or {}).items(), key=lambda item: -item[1]):
             bar = "█" * round(probability * 30)
             console.print(f"  {probability:>10.4f}  {bar:<30} {escape(label)}")
+
+
+def print_returned(returned: Returned) -> None:
+    """What `undo` and `retry` did."""
+    console = Console(highlight=False)
+    for row, target in returned.back:
+        was = f"  (was {row.label or row.event})" if row is not None else ""
+        console.print(escape(f"{readable(target.name)} is back in the inbox{was}"), soft_wrap=True)
+    for path, reason in returned.left:
+        console.print(
+            f"[yellow]{escape(readable(path))}[/yellow] {escape(reason)}; left alone", soft_wrap=True
+        )
+    console.print(f"{len(returned.back)} put back, {len(returned.left)} left alone")
 
 
 def print_models(listing: Sequence[Mapping[str, Any]]) -> None:

@@ -29,12 +29,14 @@ SCHEMA_VERSION = 1
 BUSY_TIMEOUT = 5.0  # seconds to wait for another writer before giving up
 
 Event = Literal["sorted", "review", "rejected"]
-State = Literal["intent", "done", "vanished"]
+# intent: being filed; done: filed; vanished: gone when a crash was cleared up;
+# undoing: being put back into the inbox; undone: put back
+State = Literal["intent", "done", "vanished", "undoing", "undone"]
 
 _SCHEMA = """
 CREATE TABLE photos (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, also after a row was forgotten
-    state         TEXT    NOT NULL,  -- intent: being moved; done: filed; vanished: gone when a crash was cleared up
+    state         TEXT    NOT NULL,  -- see State
     event         TEXT    NOT NULL,  -- sorted, review or rejected
     name          BLOB    NOT NULL,  -- file name on arrival
     source        BLOB    NOT NULL,  -- full path on arrival
@@ -58,7 +60,13 @@ CREATE TABLE photos (
     decided_at    REAL    NOT NULL,  -- seconds since the epoch
     filed_at      REAL
 );
+CREATE TABLE confirmations (            -- labels that a person has looked at and found right
+    sha256        TEXT    PRIMARY KEY,
+    label         TEXT    NOT NULL,
+    confirmed_at  REAL    NOT NULL
+);
 CREATE INDEX photos_intent ON photos (id) WHERE state = 'intent';
+CREATE INDEX photos_undoing ON photos (id) WHERE state = 'undoing';
 CREATE INDEX photos_sha256 ON photos (sha256);
 CREATE INDEX photos_filed_at ON photos (filed_at);
 CREATE INDEX photos_destination ON photos (destination);
@@ -197,9 +205,40 @@ class Ledger:
                 [(row_id,) for row_id in ids],
             )
 
+    def change_state(self, ids: Sequence[int], *, before: State, after: State) -> None:
+        """Change the state of those rows that are in state `before`, in one durable commit."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "UPDATE photos SET state = ? WHERE id = ? AND state = ?",
+                [(after, row_id, before) for row_id in ids],
+            )
+
+    def confirm(self, labels: Mapping[str, str]) -> None:
+        """Record that a person found these labels right: sha256 -> label. A later word replaces an earlier one."""
+        now = time.time()
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO confirmations (sha256, label, confirmed_at) VALUES (?, ?, ?)",
+                [(sha256, label, now) for sha256, label in labels.items()],
+            )
+
+    def confirmations(self) -> dict[str, str]:
+        """All labels that a person found right: sha256 -> label."""
+        with _translated(self.file):
+            return dict(self._connection.execute("SELECT sha256, label FROM confirmations").fetchall())
+
+    def in_state(self, state: State) -> list[Row]:
+        """Rows in this state, oldest first."""
+        # Not bound as a parameter: only a literal lets SQLite use the partial indexes.
+        return self._rows(f"WHERE state = '{state}' ORDER BY id")
+
     def intents(self) -> list[Row]:
         """Rows that were begun and not finished."""
-        return self._rows("WHERE state = 'intent' ORDER BY id")
+        return self.in_state("intent")
+
+    def filed_by(self, model: str) -> list[Row]:
+        """Rows of photos that this model decided about and that were filed, newest first."""
+        return self._rows("WHERE state = 'done' AND model = ? ORDER BY id DESC", [model])
 
     def find(
         self, *, sha256: str | None = None, path: Path | None = None, name: bytes | None = None
