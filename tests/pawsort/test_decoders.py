@@ -313,6 +313,9 @@ def test_a_few_stray_bytes_in_a_jpeg_do_no_harm(pool, tmp_path):
     assert isinstance(collect(pool, 1)[1], Decoded)
 
 
+@pytest.mark.skipif(
+    cv2.__version__ < "5", reason="OpenCV before 5 keeps to itself what libtiff complains about"
+)
 def test_a_damaged_strip_of_a_tiff_is_no_picture(pool, tmp_path):
     data = bytearray(drawn.encode(drawn.photo(3, 640, 480), ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5))
     data[len(data) // 2 : len(data) // 2 + 500] = bytes(500)
