@@ -61,8 +61,7 @@ def _model(settings: Settings) -> list[Finding]:
     except errors.ModelError as error:
         return [Finding(what="model", value=str(settings.models), usable=False, detail=str(error))]
     model = classifier.bundle
-    accuracy = model.metrics.get("accuracy")
-    figures = f", {accuracy:.1%} right on photos it had not seen" if isinstance(accuracy, float) else ""
+    figures = "" if model.accuracy is None else f", {model.accuracy:.1%} right on photos it had not seen"
     return [
         Finding(
             what="model",

@@ -29,7 +29,7 @@ from pawsort import errors, ledger
 from pawsort.classifier import Classifier
 from pawsort.config import Settings
 from pawsort.decoders import Decoded, DecoderPool, Unreadable
-from pawsort.image import Limits, Render
+from pawsort.render import Limits, Render
 
 FAULT_RETRY = 1.0  # seconds between two tries while a fault of the machine lasts
 STATUS_INTERVAL = 1.0  # seconds between two status files

@@ -195,13 +195,13 @@ def print_models(listing: Sequence[Mapping[str, Any]]) -> None:
     for column in ("name", "state", "created", "parent", "accuracy", "classes"):
         table.add_column(column)
     for entry in listing:
-        accuracy = entry["metrics"].get("accuracy")
+        accuracy = entry["accuracy"]
         table.add_row(
             escape(str(entry["name"])),
             f"[green]{entry['state']}[/green]" if entry["state"] == "current" else str(entry["state"]),
             str(entry["created"] or ""),
             escape(str(entry["parent"] or "")),
-            f"{accuracy:.2%}" if isinstance(accuracy, float) else "",
+            "" if accuracy is None else f"{accuracy:.2%}",
             escape(", ".join(entry["labels"] or ())),
         )
     Console().print(table)

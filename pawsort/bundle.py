@@ -70,6 +70,11 @@ class Bundle:
         return metrics
 
     @property
+    def accuracy(self) -> float | None:
+        """Share right of the photos that the model was tested on when it was made, 0..1."""
+        return accuracy(self.manifest)
+
+    @property
     def created(self) -> str:
         """When the model was made, ISO 8601."""
         return str(self.manifest.get("created", ""))
@@ -116,6 +121,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
         raise errors.ModelError(message)
     return manifest
+
+
+def accuracy(manifest: Mapping[str, Any]) -> float | None:
+    """Share right of the photos that a model was tested on, 0..1, from its bundle.json."""
+    found = manifest.get("metrics", {}).get("test", {}).get("accuracy")
+    return float(found) if isinstance(found, int | float) else None
 
 
 def seal(path: Path, manifest: Mapping[str, Any]) -> Bundle:

@@ -136,6 +136,7 @@ class Registry:
                     "created": manifest.get("created"),
                     "parent": manifest.get("parent"),
                     "labels": manifest.get("labels"),
+                    "accuracy": bundle.accuracy(manifest),
                     "metrics": manifest.get("metrics", {}),
                 }
             )
