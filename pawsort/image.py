@@ -108,7 +108,7 @@ def _jpeg(data: bytes, factor: int) -> Pixels:
     for scale, flag in _REDUCED_JPEG:
         if scale <= factor:
             pixels = _imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION, "jpeg")
-            return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), np.uint8)
+            return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
     return np.asarray(_imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, "jpeg"), np.uint8)
 
 

@@ -218,10 +218,8 @@ def test_sixteen_bits_become_eight_by_rounding(suffix):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff", ".avif"])
 def test_greyscale_becomes_three_equal_channels(suffix):
     grey = cv2.cvtColor(quarters(), cv2.COLOR_RGB2GRAY)
-    if suffix == ".avif":
-        data = pillow(grey, "AVIF")  # OpenCV 4.12 cannot write it
-    else:
-        data = cv2.imencode(suffix, grey)[1].tobytes()
+    # OpenCV 4.12 cannot write a grey AVIF.
+    data = pillow(grey, "AVIF") if suffix == ".avif" else cv2.imencode(suffix, grey)[1].tobytes()
     pixels = image.decode(data, LIMITS, 64).pixels
     assert pixels.shape == (80, 120, 3)
     assert np.ptp(pixels.astype(int), axis=2).max() <= 3
