@@ -75,6 +75,11 @@ def main() -> None:
 @click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="What to train on."
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads to compute with; fewer are faster on a busy machine.  [default: one a core]",
+)
 @click.option("--quick", is_flag=True, help="A short run, for a first look: a few minutes on two cores.")
 @click.option(
     "--resume", is_flag=True, help="Go on with the interrupted run of that --name (else the latest)."
@@ -107,6 +112,7 @@ def fit(
     device: str,
     quick: bool,
     resume: bool,
+    threads: int | None,
     size: int | None,
     target_precision: float,
     cache: Path | None,
@@ -131,6 +137,7 @@ def fit(
             seed=seed,
             device=device,
             resume=resume,
+            threads=threads,
             target_precision=target_precision,
             cache=cache or default_cache(),
             report_photos=report_photos,

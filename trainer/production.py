@@ -45,6 +45,9 @@ class Order:
     seed: int = 0
     device: str = "auto"
     resume: bool = False
+    threads: int | None = (
+        None  # for arithmetic; None: one a core. Fewer are faster where others use the cores too
+    )
     target_precision: float = calibrate.TARGET_PRECISION
     cache: Path
     workers: int = max(os.cpu_count() or 1, 1)
@@ -103,6 +106,8 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
         # ---- Train ----
         listener.stage("Training")
         torch.manual_seed(order.seed)
+        if order.threads is not None:
+            torch.set_num_threads(order.threads)
         device = _device(order.device)
         model = network.build(len(data.labels), _initial_weights(order.init, shelf))
         watched = validation.views(order.size, ("centre",))[:1000, 0]
