@@ -16,20 +16,21 @@ from pathlib import Path
 import structlog
 
 from daemon import journal, recovery, returning
+from daemon.decoding import Decoding
 from daemon.dry_run import DryRun
 from daemon.filing import BatchInterruptedError, Filed, Filing, Folders, Verdict
 from daemon.inbox import NETWORK_FILE_SYSTEMS, Inbox, file_system
 from daemon.intake import Arrival, Intake, Ready, Why
 from daemon.judging import Judge, Picture
 from daemon.logs import readable
+from daemon.notify import Notifier
 from daemon.serving import ServingModel
 from daemon.signals import Waker
 from daemon.status import Lock, Problems, Snapshot, StatusFile, skipped_folders
 from pawsort import errors, ledger
 from pawsort.classifier import Classifier
 from pawsort.config import Settings
-from pawsort.decoders import Decoded, DecoderPool, Unreadable
-from pawsort.render import Limits, Render
+from pawsort.decoders import Decoded, Unreadable
 
 FAULT_RETRY = 1.0  # seconds between two tries while a fault of the machine lasts
 STATUS_INTERVAL = 1.0  # seconds between two status files
@@ -63,15 +64,14 @@ class Service:
         self._on_filed = on_filed
         self._tally = journal.Tally()
         self._problems = Problems()
-        self._in_flight: dict[int, Ready] = {}  # by ticket: in the decoders
         self._paths_in_flight: set[Path] = set()  # everything between intake and its place
         self._held: list[Verdict] = []  # decided, but the machine would not let us file them
         self._retry_at = 0.0
-        self._next_ticket = 0
         self._next_status = 0.0
         self._stop_by: float | None = None
         self._started = time.time()
         self._successor: Classifier | None = None  # a newer model that has not taken over yet
+        self._notifier = Notifier()
 
     def run(self) -> journal.Tally:
         """Work until told to stop (SIGTERM, SIGINT), or until all is sorted when running once.
@@ -79,14 +79,13 @@ class Service:
         Raises MachineError, ModelError or LedgerError when it cannot start, UncertainError when it must not go on.
         """
         with ExitStack() as stack:
-            self._stack = stack
             self._start_up(stack)
             while not self._is_done():
                 self._wait()
                 self._look_after()
                 self._swap_model()
-                self._take_in()
                 pictures, verdicts = self._collect()
+                self._take_in()  # before the model is asked, so that the decoders work meanwhile
                 verdicts += self._decide(pictures)
                 self._file(verdicts)
             self._shut_down()
@@ -111,7 +110,7 @@ class Service:
         self._judge = Judge(
             self._model.classifier, book, duplicates=settings.duplicates, batch_size=settings.batch_size
         )
-        self._decoders = stack.enter_context(self._pool(self._model.classifier))
+        self._decoding = stack.enter_context(Decoding(settings, self._model.classifier.bundle))
         folders = Folders(sorted=settings.sorted, review=settings.review, rejected=settings.rejected)
         self._filing = DryRun(folders) if self._dry_run else Filing(settings.inbox, folders, book)
         self._intake = Intake(
@@ -143,6 +142,7 @@ class Service:
             watch=None if self._once else self._inbox.health.method,
             pid=os.getpid(),
         )
+        self._notifier.ready(self._in_a_line())
 
     def _shut_down(self) -> None:
         with suppress(OSError, errors.LedgerError):
@@ -151,8 +151,8 @@ class Service:
         for why, count in self._intake.waiting().items():
             if count:
                 self._tally.leave(why.value, count)
-        if self._in_flight or self._held:
-            self._tally.leave("not finished", len(self._in_flight) + len(self._held))
+        if len(self._decoding) or self._held:
+            self._tally.leave("not finished", len(self._decoding) + len(self._held))
         self._tally.seconds = time.monotonic() - self._tally.started
         self._tally.problems = dict(self._problems.lasting)
         self._write_status(ready=False)
@@ -161,10 +161,11 @@ class Service:
     # The steps of one turn
 
     def _is_done(self) -> bool:
-        idle = not self._in_flight and not self._held
+        idle = not len(self._decoding) and not self._held
         if self._waker.stop_signal is not None:
             if self._stop_by is None:
                 self._stop_by = time.monotonic() + STOP_GRACE
+                self._notifier.stopping()
             return idle or time.monotonic() >= self._stop_by
         if not self._once:
             return False
@@ -175,17 +176,19 @@ class Service:
     def _wait(self) -> None:
         """Sleep until something is to be done: a picture decoded, an arrival, a signal, or a time that has come."""
         now = time.monotonic()
-        until = [now + LONGEST_SLEEP, now + self._decoders.patience]
+        until = [now + LONGEST_SLEEP, now + self._decoding.patience]
         if self._held:
             until.append(self._retry_at)
-        elif self._waker.stop_signal is None and self._decoders.free:
+        elif self._waker.stop_signal is None and self._decoding.free:
             until.append(now + self._inbox.next_rescan_in() if self._inbox.exhausted else now)
             if (due := self._intake.next_due()) is not None:
                 until.append(due)
-        self._waker.sleep(max(min(until) - now, 0.0), self._decoders.filenos)
+        self._waker.sleep(max(min(until) - now, 0.0), self._decoding.filenos)
 
     def _look_after(self) -> None:
-        """See to the watch, say what changed, write the status."""
+        """See to the watch, say what changed, write the status, give a sign of life."""
+        if not self._decoding.seem_stuck():
+            self._notifier.sign_of_life()
         if not self._once:
             try:
                 self._inbox.check_health()
@@ -205,8 +208,12 @@ class Service:
 
     def _look_for_a_newer_model(self) -> None:
         asked, self._waker.reload_asked = self._waker.reload_asked, False
+        if asked:
+            self._notifier.reloading()
         self._successor = self._model.newer(asked=asked) or self._successor
         self._problems.set("model", self._model.problem)
+        if asked:
+            self._notifier.ready(self._in_a_line())
 
     def _swap_model(self) -> None:
         """Between two batches, let the newer model take over, if there is one.
@@ -214,16 +221,8 @@ class Service:
         One that wants other pictures has to wait until those under way were classified by the old one.
         """
         successor = self._successor
-        if successor is None:
+        if successor is None or not self._decoding.adapt_to(successor.bundle):
             return
-        old, new = self._model.classifier.bundle, successor.bundle
-        if (old.size, old.views) != (new.size, new.views):
-            if self._in_flight:
-                return
-            fresh = self._pool(successor)
-            self._stack.enter_context(fresh)
-            self._decoders.close()
-            self._decoders = fresh
         self._successor = None
         self._model.take_over(successor)
         self._judge.classifier = successor
@@ -234,7 +233,7 @@ class Service:
             return
         due = iter(self._intake.due())
         for _ in range(MOST_TAKEN_IN):
-            if not self._decoders.free:
+            if not self._decoding.free:
                 return
             arrival = next(due, None) or self._inbox.next(self._is_known)
             if arrival is None:
@@ -243,23 +242,20 @@ class Service:
                 continue
             found = self._intake.examine(arrival)
             if isinstance(found, Ready):
-                self._next_ticket += 1
-                self._in_flight[self._next_ticket] = found
                 self._paths_in_flight.add(found.path)
-                self._decoders.submit(self._next_ticket, found.descriptor)
+                self._decoding.submit(found)
 
     def _collect(self) -> tuple[list[Picture], list[Verdict]]:
         """What the decoders have finished: pictures to be classified, and verdicts about what is no picture."""
         pictures: list[Picture] = []
         verdicts: list[Verdict] = []
         try:
-            results = self._decoders.poll(0.0)
+            results = self._decoding.collect()
         except errors.MachineError as error:
             self._problems.set("decoders", str(error))
             return pictures, verdicts
-        self._problems.set("decoders", str(self._decoders.fault) if self._decoders.fault else None)
-        for result in results:
-            ready = self._in_flight.pop(result.ticket)
+        self._problems.set("decoders", self._decoding.fault)
+        for ready, result in results:
             if isinstance(result, Decoded):
                 pictures.append(Picture(ready=ready, decoded=result))
             elif isinstance(result, Unreadable):
@@ -332,10 +328,6 @@ class Service:
 
     # Small things
 
-    def _pool(self, classifier: Classifier) -> DecoderPool:
-        render = Render(size=classifier.bundle.size, views=classifier.bundle.views)
-        return DecoderPool(self._settings.decoders, render, Limits(**self._settings.limits.model_dump()))
-
     def _wait_for_machine(self, photo: Ready | Verdict, detail: str) -> None:
         """Try a photo again later, that the machine and not the photo stopped."""
         self._paths_in_flight.discard(photo.path)
@@ -344,6 +336,15 @@ class Service:
 
     def _is_known(self, path: Path) -> bool:
         return path in self._paths_in_flight or self._intake.holds(path)
+
+    def _in_a_line(self) -> str:
+        """How things stand, for `systemctl status`."""
+        parts = [f"model {self._judge.classifier.bundle.name}", f"{self._tally.total} filed"]
+        if waiting := sum(self._intake.waiting().values()) + len(self._decoding) + len(self._held):
+            parts.append(f"{waiting} waiting")
+        if self._tally.last_photo is not None:
+            parts.append(f"last {self._tally.last_photo}")
+        return ", ".join([*(f"DEGRADED ({key})" for key in self._problems.lasting), *parts])
 
     def _write_status(self, *, ready: bool) -> None:
         self._next_status = time.monotonic() + STATUS_INTERVAL
@@ -359,7 +360,7 @@ class Service:
             model=self._judge.classifier.bundle.name,
             engine=self._judge.classifier.engine.name,
             watch=f"{health.method} ({health.why})",
-            in_flight=len(self._in_flight) + len(self._held),
+            in_flight=len(self._decoding) + len(self._held),
             waiting={why.value: count for why, count in self._intake.waiting().items() if count},
             longest_waiting=f"{readable(longest[0])}: {longest[1]}" if longest else None,
             recovered_by_rescan=self._inbox.recovered_by_rescan,
@@ -368,6 +369,8 @@ class Service:
             last_photo=self._tally.last_photo,
             problems=dict(self._problems.lasting),
         )
+        if ready:
+            self._notifier.status(self._in_a_line())
         try:
             self._status.write(snapshot)
         except OSError as error:
