@@ -38,11 +38,13 @@ _RAN_OUT: Final = re.compile(rb"premature end of[a-zA-Z ]*|not enough data|prema
 _STRAY_BYTES: Final = re.compile(rb"Corrupt JPEG data: (\d{1,9}) extraneous bytes")
 _MOST_STRAY_SHARE: Final = 0.1  # of the file; photos in the wild have up to a few thousand bytes
 _MOST_SAID: Final = 2000  # characters of a message, escaped as JSON well below REPLY_BYTES
+_PHOTOS_BETWEEN_CHECKS: Final = 32
+_LEAK_BYTES: Final = 64 << 20
 _LARGEST_READ: Final = 1 << 30  # Linux reads at most 2 GiB in one call
 
 
 def main(argument: str) -> int:
-    """Serve photos until the parent hangs up."""
+    """Serve photos until the parent hangs up, or until too much memory has leaked: the parent then starts anew."""
     settings = orjson.loads(argument)
     _protect(settings["parent"])
     limits = image.Limits(**settings["limits"])
@@ -51,7 +53,7 @@ def main(argument: str) -> int:
     cv2.setNumThreads(1)
     parent = socket.socket(fileno=settings["socket"])
     with mmap.mmap(settings["memory"], layout.total_bytes) as memory:
-        _limit_memory(limits.memory_bytes)
+        most_resident = _limit_memory(limits.memory_bytes)
         parent.send(b'{"ready":true}')
         begun = 0
         while True:
@@ -68,6 +70,8 @@ def main(argument: str) -> int:
                 os.close(descriptors[0])
             _forget_noise()
             parent.send(orjson.dumps({"ticket": request["ticket"], **reply}))
+            if begun % _PHOTOS_BETWEEN_CHECKS == 0 and _memory_in_use()[1] > most_resident:
+                return 0
 
 
 def _protect(parent: int) -> None:
@@ -92,11 +96,22 @@ def _protect(parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (_NOISE_BYTES, _NOISE_BYTES))
 
 
-def _limit_memory(photo_bytes: int) -> None:
-    """Bound the address space: what the idle worker has, and `photo_bytes` on top."""
+def _limit_memory(photo_bytes: int) -> int:
+    """Bound the address space: what the idle worker has, and `photo_bytes` on top.
+
+    Returns the resident memory, in bytes, above which the worker has leaked too much to go on: codecs
+    leak where they stumble over broken files, and a fresh worker costs a quarter of a second.
+    """
+    size, resident = _memory_in_use()
+    resource.setrlimit(resource.RLIMIT_AS, (size + photo_bytes, size + photo_bytes))
+    return resident + max(photo_bytes // 8, _LEAK_BYTES)
+
+
+def _memory_in_use() -> tuple[int, int]:
+    """Address space and resident memory of this process, bytes."""
     with open("/proc/self/statm", encoding="ascii") as statm:
-        idle = int(statm.read().split()[0]) * mmap.PAGESIZE
-    resource.setrlimit(resource.RLIMIT_AS, (idle + photo_bytes, idle + photo_bytes))
+        size, resident = statm.read().split()[:2]
+    return int(size) * mmap.PAGESIZE, int(resident) * mmap.PAGESIZE
 
 
 def _forget_noise() -> None:

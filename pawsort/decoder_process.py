@@ -169,11 +169,8 @@ def _spawn(
         WORKER_MODULE,
         orjson.dumps(settings).decode(),
     ]
-    inherited = os.environ.get("PYTHONPATH")
-    package_parent = str(Path(__file__).resolve().parent.parent)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([package_parent, *([inherited] if inherited else [])]),
         # OpenCV reads these once, when it is imported.
         "OPENCV_IO_MAX_IMAGE_PIXELS": str(limits.pixels),
         "OPENCV_IO_MAX_IMAGE_WIDTH": str(limits.side),
@@ -181,7 +178,14 @@ def _spawn(
         "OPENCV_LOG_LEVEL": "WARNING",  # the worker listens to what codecs complain about
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
+        # Each arena reserves 64 MiB of the address space that RLIMIT_AS leaves for photos.
+        "MALLOC_ARENA_MAX": "1",
     }
+    parent_folder = Path(__file__).resolve().parent.parent
+    if parent_folder.name not in {"site-packages", "dist-packages"}:
+        # Run from its source folder: the worker must find the same pawsort, wherever it is started.
+        others = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(parent_folder), *([others] if others else [])])
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

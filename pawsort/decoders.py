@@ -136,7 +136,7 @@ class DecoderPool:
         self._start_at = 0.0
         self._no_worker_since: float | None = None
         self.deaths = 0
-        """Workers that died or had to be killed, of all causes."""
+        """Workers that ended, of all causes: crashed, hung, killed by others, or gone because they had leaked."""
 
     def __enter__(self) -> Self:
         """Start the workers, without waiting for them; MachineError if not one can be started."""

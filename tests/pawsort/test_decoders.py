@@ -635,6 +635,34 @@ def test_the_clock_of_a_photo_starts_when_its_turn_comes(tmp_path):
     assert pool.deaths == 0
 
 
+def test_a_worker_that_leaks_is_replaced_and_costs_no_photo(tmp_path, monkeypatch):
+    fake_worker(
+        tmp_path,
+        monkeypatch,
+        """
+        import sys
+        from pawsort import decode_worker, image
+        leak, decode = [], image.decode
+        def leaking(*arguments):
+            leak.append(b"x" * (8 << 20))
+            return decode(*arguments)
+        image.decode = leaking
+        sys.exit(decode_worker.main(sys.argv[1]))
+        """,
+    )
+    data = drawn.encode(drawn.draw("circles", 1))
+    with DecoderPool(1, RENDER, LIMITS) as pool:
+        results = {}
+        for ticket in range(100):
+            while not pool.free:
+                results |= {result.ticket: result for result in pool.poll(PATIENCE)}
+            pool.submit(ticket, opened(tmp_path, data))
+        results |= collect(pool, 100 - len(results))
+        assert pool.fault is None
+    assert {type(result) for result in results.values()} == {Decoded}
+    assert pool.deaths == 3
+
+
 def test_a_read_that_hangs_is_the_machines_fault(tmp_path, monkeypatch):
     fake_worker(
         tmp_path,
