@@ -219,8 +219,9 @@ class DecoderPool:
         Raises MachineError when there has been no worker at all for NO_WORKER_SECONDS.
         """
         until = time.monotonic() + timeout
+        wait = 0.0
         while True:
-            self._tend()
+            self._tend(wait)
             if self._results:
                 results, self._results = self._results, []
                 return results
@@ -228,13 +229,13 @@ class DecoderPool:
             self._raise_if_helpless(now)
             if now >= until:
                 return []
-            self._selector.select(max(min(until - now, self.patience), 0.0))
+            wait = max(min(until - now, self.patience), 0.0)
 
     # -- Tending the workers ------------------------------------------------------------------------
 
-    def _tend(self) -> None:
-        """Take what has come, kill what hangs, replace what is missing, hand out what waits."""
-        for key, _ in self._selector.select(0):
+    def _tend(self, wait: float) -> None:
+        """Take what comes within `wait` seconds, kill what hangs, replace what is missing, hand out what waits."""
+        for key, _ in self._selector.select(wait):
             self._take_replies(key.data)
         now = time.monotonic()
         for worker in [w for w in self._workers if (w.queue or not w.ready) and now >= self._deadline(w)]:
@@ -322,10 +323,8 @@ class DecoderPool:
             return Unreadable(ticket=job.ticket, error=error)
         sha256, size = reply["sha256"], int(reply["bytes"])
         if "bug" in reply:
-            reply["reason"], reply["message"] = (
-                "decoder_died",
-                f"a bug in pawsort, please report it:\n{reply['bug']}",
-            )
+            reply["reason"] = "decoder_died"
+            reply["message"] = f"a bug in pawsort, please report it:\n{reply['bug']}"
         if "reason" in reply:
             failure = PictureError(reply["reason"], reply["message"])
             return Undecodable(ticket=job.ticket, sha256=sha256, bytes=size, error=failure)
@@ -371,9 +370,8 @@ class DecoderPool:
                 message = f"decoding it was not done after {self._limits.seconds:g} s, twice"
                 self._give_up(job, PictureError("decoder_timed_out", message))
             else:
-                self._give_up(
-                    job, PictureError("decoder_died", f"decoding it killed two processes ({cause})")
-                )
+                message = f"decoding it killed two processes ({cause})"
+                self._give_up(job, PictureError("decoder_died", message))
         for job in reversed(worker.queue):
             (self._suspects if job.suspect else self._waiting).appendleft(job)
         worker.queue.clear()
@@ -386,9 +384,8 @@ class DecoderPool:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = os.fstat(job.descriptor).st_size
         except OSError as failure:
-            self._finish(
-                job, Unreadable(ticket=job.ticket, error=MachineError(f"reading failed: {failure.strerror}"))
-            )
+            fault = MachineError(f"reading failed: {failure.strerror}")
+            self._finish(job, Unreadable(ticket=job.ticket, error=fault))
         else:
             self._finish(job, Undecodable(ticket=job.ticket, sha256=sha256, bytes=size, error=error))
 
@@ -413,11 +410,8 @@ class DecoderPool:
             self._selector.register(process, selectors.EVENT_READ, worker)
 
     def _heal(self) -> None:
-        if (
-            self._fault is not None
-            and len(self._workers) == self._size
-            and all(w.ready for w in self._workers)
-        ):
+        """Forget a fault once all workers are there again."""
+        if self._fault is not None and [w.ready for w in self._workers] == [True] * self._size:
             self._fault = None
 
     def _start_failed(self, message: str) -> None:
@@ -430,7 +424,5 @@ class DecoderPool:
             self._no_worker_since = None
         elif self._no_worker_since is None:
             self._no_worker_since = now
-        elif (
-            now - self._no_worker_since >= NO_WORKER_SECONDS and not self._workers
-        ):  # none is starting either
+        elif now - self._no_worker_since >= NO_WORKER_SECONDS and not self._workers:
             raise self._fault
