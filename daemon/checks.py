@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.inbox import file_system
+from daemon.mounts import Mounts
 from pawsort import errors, registry
 from pawsort.classifier import open_classifier
 from pawsort.config import Settings
@@ -29,7 +30,7 @@ def examine(settings: Settings) -> list[Finding]:
     folders = [
         _folder(name, getattr(settings, name)) for name in ("inbox", "sorted", "review", "rejected", "state")
     ]
-    return [*folders, *_model(settings)]
+    return [*folders, *_mounts(settings), *_model(settings)]
 
 
 def as_document(settings: Settings, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -52,6 +53,14 @@ def _folder(name: str, folder: Path) -> Finding:
         usable = os.access(parent, os.W_OK | os.X_OK)
         detail = "will be made" if usable else f"is missing, and cannot be made in {parent}"
     return Finding(what=name, value=str(folder), usable=usable, detail=detail)
+
+
+def _mounts(settings: Settings) -> list[Finding]:
+    try:
+        Mounts(settings).check()
+    except errors.MachineError as error:
+        return [Finding(what="mounts", value="missing", usable=False, detail=str(error))]
+    return []
 
 
 def _model(settings: Settings) -> list[Finding]:

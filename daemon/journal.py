@@ -10,6 +10,7 @@ import structlog
 
 from daemon.filing import Filed
 from daemon.logs import readable
+from daemon.recovery import Recovered
 
 log = structlog.get_logger()
 
@@ -72,3 +73,13 @@ def write(filed: Sequence[Filed]) -> None:
         if verdict.reason is not None:
             line["reason"] = verdict.reason
         log.info(verdict.event, **line)
+
+
+def write_recovered(recovered: Recovered) -> None:
+    """Log what a crash had left half done, one line a photo."""
+    for what, rows in vars(recovered).items():
+        for row in rows:
+            source, destination = readable(row.source), readable(row.destination)
+            log.warning(
+                "recovered", what=what, id=row.id, file=source, destination=destination, sha256=row.sha256
+            )

@@ -23,6 +23,7 @@ from daemon.inbox import NETWORK_FILE_SYSTEMS, Inbox, file_system
 from daemon.intake import Arrival, Intake, Ready, Why
 from daemon.judging import Judge, Picture
 from daemon.logs import readable
+from daemon.mounts import Mounts
 from daemon.notify import Notifier
 from daemon.serving import ServingModel
 from daemon.signals import Waker
@@ -95,9 +96,13 @@ class Service:
 
     def _start_up(self, stack: ExitStack) -> None:
         settings = self._settings
-        for folder in (settings.inbox, settings.sorted, settings.review, settings.rejected, settings.state):
-            folder.mkdir(parents=True, exist_ok=True)
+        settings.state.mkdir(parents=True, exist_ok=True)
         stack.enter_context(Lock(settings.state))
+        self._mounts = Mounts(settings)
+        self._mounts.check()  # before folders are made: not on a bare mount point
+        for folder in (settings.inbox, settings.sorted, settings.review, settings.rejected):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._mounts.remember()
         self._waker = Waker()
         stack.callback(self._waker.close)
         stack.enter_context(self._waker.listening())
@@ -105,7 +110,8 @@ class Service:
 
         book = stack.enter_context(ledger.Ledger(settings.state / ledger.FILE))
         if not self._dry_run:
-            _recover(book)
+            returning.recover(book)
+            journal.write_recovered(recovery.recover(book))
         self._model = ServingModel(settings)
         self._judge = Judge(
             self._model.classifier, book, duplicates=settings.duplicates, batch_size=settings.batch_size
@@ -169,7 +175,7 @@ class Service:
             return idle or time.monotonic() >= self._stop_by
         if not self._once:
             return False
-        if self._problems.has("filing"):
+        if self._problems.has("filing") or self._problems.has("mounts"):
             return True
         return idle and self._inbox.exhausted and not self._intake.waiting()[Why.SETTLING]
 
@@ -179,7 +185,7 @@ class Service:
         until = [now + LONGEST_SLEEP, now + self._decoding.patience]
         if self._held:
             until.append(self._retry_at)
-        elif self._waker.stop_signal is None and self._decoding.free:
+        elif self._takes_in and self._decoding.free:
             until.append(now + self._inbox.next_rescan_in() if self._inbox.exhausted else now)
             if (due := self._intake.next_due()) is not None:
                 until.append(due)
@@ -203,6 +209,7 @@ class Service:
         self._problems.set("files", self._intake.fault())
         if self._waker.reload_asked or time.monotonic() >= self._next_status:
             self._look_for_a_newer_model()
+            self._problems.set("mounts", self._mounts.problem())
         if self._problems.changed or time.monotonic() >= self._next_status:
             self._write_status(ready=True)
 
@@ -229,7 +236,7 @@ class Service:
 
     def _take_in(self) -> None:
         """Hand finished files to the decoders, as long as they have room."""
-        if self._waker.stop_signal is not None or self._held or self._successor is not None:
+        if not self._takes_in:
             return
         due = iter(self._intake.due())
         for _ in range(MOST_TAKEN_IN):
@@ -298,8 +305,9 @@ class Service:
         elif not verdicts:
             return
         try:
+            self._mounts.check()
             outcome = self._filing.file(verdicts)
-        except (errors.LedgerError, BatchInterruptedError) as error:
+        except (errors.LedgerError, errors.MachineError) as error:
             filed = error.filed if isinstance(error, BatchInterruptedError) else []
             self._record(filed)
             done = {id(photo.verdict) for photo in filed}
@@ -327,6 +335,12 @@ class Service:
             self._on_filed(filed)
 
     # Small things
+
+    @property
+    def _takes_in(self) -> bool:
+        """Whether photos are begun at all now."""
+        held_up = self._held or self._successor is not None or self._problems.has("mounts")
+        return self._waker.stop_signal is None and not held_up
 
     def _wait_for_machine(self, photo: Ready | Verdict, detail: str) -> None:
         """Try a photo again later, that the machine and not the photo stopped."""
@@ -377,15 +391,3 @@ class Service:
             self._problems.set("status", f"the status file cannot be written: {error}")
         else:
             self._problems.set("status", None)
-
-
-def _recover(book: ledger.Ledger) -> None:
-    """Finish or take back what a crash left half done, and say so."""
-    returning.recover(book)
-    recovered = recovery.recover(book)
-    for what, rows in vars(recovered).items():
-        for row in rows:
-            source, destination = readable(row.source), readable(row.destination)
-            log.warning(
-                "recovered", what=what, id=row.id, file=source, destination=destination, sha256=row.sha256
-            )
