@@ -196,7 +196,11 @@ class Inbox:
         # Only what can mean an arrival: halves the use of watchdog's queue, and with it the events lost in a burst.
         kinds = [FileCreatedEvent, FileClosedEvent, FileMovedEvent, DirCreatedEvent, DirMovedEvent]
         observer.schedule(_Handler(self), str(self.root), recursive=self._recursive, event_filter=kinds)
-        observer.start()
+        try:
+            observer.start()
+        except OSError:
+            observer.stop()  # or its inotify instance would stay, of which the machine has few
+            raise
         self._observer, self._method, self._why = observer, method, why
 
     def _disarm(self) -> None:
