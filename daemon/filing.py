@@ -19,7 +19,6 @@ from pathlib import Path
 from daemon import moving
 from daemon.intake import Identity
 from pawsort import errors
-from pawsort.bundle import sync_directory
 from pawsort.ledger import Entry, Event, Ledger
 
 DUPLICATES = "duplicates"  # folder inside review, for `duplicates: folder`
@@ -29,6 +28,8 @@ REMEMBERED_NAMES = 4096  # names whose last number is remembered, so that the 1,
 
 # Faults that a photo, or the folder it lies in, can have alone. All others concern every photo.
 _OF_ONE_PHOTO = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.ETXTBSY}
+# Faults that say nothing about the disk: too many open files, no memory.
+_OF_THIS_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ class Filing:
         self._ledger = ledger
         self._monotonic = monotonic
         self._numbers: OrderedDict[tuple[Path, str], int] = OrderedDict()
+        self._owed_syncs: set[Path] = set()
         self._owed_notes: list[tuple[Path, str]] = []
         self._owed_finish: list[tuple[int, float | None]] = []
         self._owed_forget: list[int] = []
@@ -151,7 +153,7 @@ class Filing:
             latency_ms = (self._monotonic() - verdict.noticed_at) * 1e3
             filed.append(Filed(id=row_id, verdict=verdict, destination=destination, latency_ms=latency_ms))
 
-        self._sync(touched)
+        self._owed_syncs |= touched
         self._owed_finish += [(photo.id, photo.latency_ms) for photo in filed]
         self._owed_forget += unmoved
         try:
@@ -164,10 +166,13 @@ class Filing:
         return Outcome(filed=filed, changed=changed, refused=refused)
 
     def settle_debts(self) -> None:
-        """Write what is owed: notes beside rejected files, rows to complete, rows to forget.
+        """Write what is owed: names to make durable, notes beside rejected files, rows to complete, rows to forget.
 
-        Raises OSError or LedgerError; what could not be written stays owed.
+        Raises OSError or LedgerError; what could not be written stays owed. Raises UncertainError when a sync failed.
         """
+        for folder in tuple(self._owed_syncs):
+            _sync(folder)
+            self._owed_syncs.remove(folder)
         while self._owed_notes:
             write_reason(*self._owed_notes[0])
             self._owed_notes.pop(0)
@@ -248,17 +253,6 @@ class Filing:
             self._numbers.popitem(last=False)
         return path
 
-    def _sync(self, folders: set[Path]) -> None:
-        for folder in folders:
-            try:
-                sync_directory(folder)
-            except FileNotFoundError:
-                # A folder that its owner removed has nothing left to be made durable.
-                continue
-            except OSError as error:
-                message = f"{folder}: cannot be synced to disk ({error.strerror})"
-                raise moving.UncertainError(message) from error
-
     def _concerns_one_photo(self, error: OSError, destination: Path) -> bool:
         if error.errno not in _OF_ONE_PHOTO:
             return False
@@ -321,6 +315,27 @@ def write_reason(rejected: Path, reason: str) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in `folder` durable.
+
+    Raises OSError when this process had no means to try, UncertainError when it tried and failed.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        # A folder that its owner removed has nothing left to be made durable.
+        return
+    except OSError as error:
+        if error.errno in _OF_THIS_PROCESS:
+            raise
+        message = f"{folder}: cannot be synced to disk ({error.strerror})"
+        raise moving.UncertainError(message) from error
 
 
 def _is_writable(folder: Path) -> bool:
