@@ -207,13 +207,13 @@ def confirm(paths: tuple[Path, ...], config_file: Path) -> None:
 
 
 @main.command()
-@click.argument("action", type=click.Choice(["list", "use"]), default="list")
+@click.argument("action", type=click.Choice(["list", "use", "rollback"]), default="list")
 @click.argument("name", required=False)
 @config_option
 @json_option
 @_with_exit_codes
 def models(action: str, name: str | None, config_file: Path, *, as_json: bool) -> None:
-    """List the models, or let the model NAME serve from now on (`pawsort models use NAME`)."""
+    """List the models, let the model NAME serve from now on (`use NAME`), or the one before it (`rollback`)."""
     settings = _load(config_file)
     from daemon import terminal
     from pawsort.registry import Registry
@@ -226,6 +226,9 @@ def models(action: str, name: str | None, config_file: Path, *, as_json: bool) -
             )
         registry.use(name)
         click.echo(f"{name} serves now")
+        return
+    if action == "rollback":
+        click.echo(f"{registry.rollback()} serves now")
         return
     if as_json:
         _print_json(registry.listing())

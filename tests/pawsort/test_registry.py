@@ -192,3 +192,156 @@ def test_models_are_listed_oldest_first_with_their_state_and_figures(models, tra
     listing = models.listing()
     assert [(entry["name"], entry["state"]) for entry in listing] == [("b", "kept"), ("a", "current")]
     assert listing[0]["metrics"] == {"accuracy": 0.9}
+
+
+def refused(models, trained, name, **gate):
+    """Publish a model that the gate refused."""
+    staged = stage(models, trained, name)
+    return models.publish(with_fields(staged, gate={"passed": False, **gate}), name)
+
+
+def with_fields(folder, **fields):
+    """Change bundle.json, not the fixture's."""
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").unlink()
+    (folder / "bundle.json").write_text(json.dumps(manifest | fields))
+    return folder
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def states(models):
+    return {entry["name"]: entry["state"] for entry in models.listing()}
+
+
+def test_a_model_that_loads_and_does_not_answer_is_not_published(models, trained):
+    staged = with_fields(stage(models, trained, "one"), labels=["a", "b"])
+    (staged / "decision.safetensors").unlink()
+    manifest = json.loads((staged / "bundle.json").read_text())
+    del manifest["files"]["decision.safetensors"], manifest["decision"]["familiarity"]
+    (staged / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(errors.ModelError, match="answered with shapes"):
+        models.publish(staged, "one")
+    assert models.names() == []
+
+
+def test_rollback_goes_back_step_by_step_and_ends_at_the_shipped_model(models, trained, shipped):
+    for name in ("one", "two", "three"):
+        publish(models, trained, name)
+    for name in ("one", "two", "three", "two"):
+        models.use(name)
+    served = []
+    for _ in range(4):
+        models.rollback()
+        served.append(models.current())
+    assert served == [models.root / "three", models.root / "two", models.root / "one", shipped]
+    with pytest.raises(errors.ModelError, match="no model served before this one"):
+        models.rollback()
+    assert models.current() == shipped
+
+
+def test_after_a_rollback_forward_is_a_new_step(models, trained):
+    for name in ("one", "two"):
+        publish(models, trained, name)
+        models.use(name)
+    assert models.rollback() == "one"
+    models.use("two")
+    assert models.rollback() == "one"
+
+
+def test_rollback_steps_over_a_model_that_was_removed(models, trained):
+    for name in ("one", "two", "three"):
+        publish(models, trained, name)
+        models.use(name)
+    shutil.rmtree(models.root / "two")
+    assert models.rollback() == "one"
+
+
+def test_rollback_to_a_damaged_model_changes_nothing(models, trained):
+    for name in ("one", "two"):
+        publish(models, trained, name)
+        models.use(name)
+    damage(models.root / "one")
+    with pytest.raises(errors.ModelError, match="damaged"):
+        models.rollback()
+    assert models.current() == models.root / "two"
+
+
+def test_without_a_record_rollback_goes_to_the_parent(models, trained):
+    publish(models, trained, "one")
+    models.publish(with_fields(stage(models, trained, "two"), parent="one"), "two")
+    models.use("two")
+    (models.root / ".served.json").unlink()
+    assert models.rollback() == "one"
+
+
+def test_a_step_that_a_crash_kept_from_being_taken_is_no_way_back(models, trained, monkeypatch):
+    for name in ("one", "two", "three"):
+        publish(models, trained, name)
+    models.use("one")
+    models.use("two")
+    with monkeypatch.context() as patched:
+        patched.setattr(models, "_link", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            models.use("three")
+    assert models.rollback() == "one"
+
+
+def test_states_tell_what_serves_what_served_and_what_was_refused(models, trained):
+    for name in ("first", "second", "spare"):
+        publish(models, trained, name)
+    refused(models, trained, "worse")
+    refused(models, trained, "overruled", forced=True)
+    models.use("first")
+    models.use("second")
+    shown = {
+        path.name: json.loads((path / "bundle.json").read_text())
+        for path in models.root.iterdir()
+        if path.is_dir()
+    }
+    for name, manifest in shown.items():
+        if not (models.root / name).is_symlink():
+            with_fields(models.root / name, **(manifest | {"name": name}))
+    assert states(models) == {
+        "first": "superseded",
+        "second": "current",
+        "spare": "kept",
+        "worse": "refused",
+        "overruled": "kept",
+    }
+
+
+def test_the_shipped_model_goes_on_serving_beside_refused_ones(models, trained, shipped):
+    refused(models, trained, "worse")
+    assert models.current() == shipped
+
+
+def test_the_oldest_models_are_pruned_but_never_current_parent_or_spared_ones(models, trained):
+    names = [f"m{number}" for number in range(7)]
+    for age, name in enumerate(names):
+        folder = models.publish(with_fields(stage(models, trained, name), parent="m0"), name)
+        os.utime(folder, (1000 + age, 1000 + age))
+    models.use("m4")
+    assert models.prune(3, spare={"m2"}) == ["m1", "m3", "m5", "m6"]
+    assert models.names() == ["m0", "m2", "m4"]
+    assert models.current() == models.root / "m4"
+
+
+def test_pruning_takes_no_more_than_it_has_to(models, trained):
+    for age, name in enumerate("abc"):
+        os.utime(publish(models, trained, name), (1000 + age, 1000 + age))
+    models.use("c")
+    assert models.prune(2) == ["a"]
+    assert models.prune(5) == []
+    assert models.names() == ["b", "c"]
+
+
+def test_what_a_broken_off_removal_left_is_no_model_and_is_removed_by_the_next(models, trained):
+    publish(models, trained, "one")
+    models.use("one")
+    publish(models, trained, "two").rename(models.root / ".two.gone")
+    assert models.names() == ["one"]
+    models.prune(5)
+    assert not (models.root / ".two.gone").exists()
