@@ -117,8 +117,17 @@ def killer():
     return killer_png()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool():
+    """For tests that leave its workers as they are."""
+    with DecoderPool(2, RENDER, LIMITS) as pool:
+        until_ready(pool)
+        yield pool
+
+
+@pytest.fixture
+def victims():
+    """A pool whose workers die in the test."""
     with DecoderPool(2, RENDER, LIMITS) as pool:
         until_ready(pool)
         yield pool
@@ -498,54 +507,54 @@ def test_a_bug_of_ours_is_told_in_full_and_costs_one_photo_only(tmp_path, monkey
 # -- Crashes and hangs ------------------------------------------------------------------------------
 
 
-def test_a_photo_that_kills_the_decoder_is_given_up_after_its_second_try(pool, tmp_path, killer):
+def test_a_photo_that_kills_the_decoder_is_given_up_after_its_second_try(victims, tmp_path, killer):
     good = drawn.encode(drawn.draw("circles", 1))
     for ticket in range(10):
-        pool.submit(ticket, opened(tmp_path, killer if ticket == 3 else good, f"{ticket}"))
-    results = collect(pool, 10)
+        victims.submit(ticket, opened(tmp_path, killer if ticket == 3 else good, f"{ticket}"))
+    results = collect(victims, 10)
     assert results[3].error.reason == "decoder_died"
     assert "SIGSEGV" in str(results[3].error)
     assert (results[3].sha256, results[3].bytes) == (hashlib.sha256(killer).hexdigest(), len(killer))
     assert {type(result) for ticket, result in results.items() if ticket != 3} == {Decoded}
-    assert pool.deaths == 2
-    until_ready(pool)
+    assert victims.deaths == 2
+    until_ready(victims)
 
 
-def test_many_photos_that_kill_the_decoder_hold_up_nothing(pool, tmp_path, killer):
+def test_many_photos_that_kill_the_decoder_hold_up_nothing(victims, tmp_path, killer):
     good = drawn.encode(drawn.draw("circles", 1))
     results = {}
     for ticket in range(24):
-        while not pool.free:
-            results |= {result.ticket: result for result in pool.poll(PATIENCE)}
-        pool.submit(ticket, opened(tmp_path, killer if ticket % 4 == 0 else good))
-    results |= collect(pool, 24 - len(results))
+        while not victims.free:
+            results |= {result.ticket: result for result in victims.poll(PATIENCE)}
+        victims.submit(ticket, opened(tmp_path, killer if ticket % 4 == 0 else good))
+    results |= collect(victims, 24 - len(results))
     kinds = collections.Counter(type(result) for result in results.values())
     assert kinds == {Undecodable: 6, Decoded: 18}
-    assert pool.deaths == 12
+    assert victims.deaths == 12
 
 
-def test_a_worker_killed_by_somebody_else_costs_no_photo(pool, tmp_path):
+def test_a_worker_killed_by_somebody_else_costs_no_photo(victims, tmp_path):
     slow = slow_png()
-    first = set(pool.pids)
+    first = set(victims.pids)
     for ticket in range(6):
-        pool.submit(
+        victims.submit(
             ticket, opened(tmp_path, slow if ticket == 0 else drawn.encode(drawn.draw("circles", ticket)))
         )
-    kill_decoder_of(pool, 0)
-    assert {type(result) for result in collect(pool, 6).values()} == {Decoded}
-    assert pool.deaths == 1
-    until_ready(pool)
-    assert len(pool.pids) == 2
-    assert len(first & set(pool.pids)) == 1
+    kill_decoder_of(victims, 0)
+    assert {type(result) for result in collect(victims, 6).values()} == {Decoded}
+    assert victims.deaths == 1
+    until_ready(victims)
+    assert len(victims.pids) == 2
+    assert len(first & set(victims.pids)) == 1
 
 
-def test_workers_that_die_idle_are_replaced_and_no_photo_is_blamed(pool, tmp_path):
-    for pid in pool.pids:
+def test_workers_that_die_idle_are_replaced_and_no_photo_is_blamed(victims, tmp_path):
+    for pid in victims.pids:
         os.kill(pid, signal.SIGKILL)
-    pool.submit(1, opened(tmp_path, drawn.encode(drawn.draw("circles", 1))))
-    assert isinstance(collect(pool, 1)[1], Decoded)
-    until_ready(pool)
-    assert pool.fault is None
+    victims.submit(1, opened(tmp_path, drawn.encode(drawn.draw("circles", 1))))
+    assert isinstance(collect(victims, 1)[1], Decoded)
+    until_ready(victims)
+    assert victims.fault is None
 
 
 def test_a_photo_that_was_not_begun_is_not_suspected(tmp_path):
@@ -616,22 +625,27 @@ def test_a_hang_that_passes_costs_no_photo(tmp_path):
         assert pool.deaths == 1
 
 
-def test_the_clock_of_a_photo_starts_when_its_turn_comes(tmp_path):
-    slow = slow_png()
-    count = 6
-    with DecoderPool(1, RENDER, LIMITS, depth=count) as pool:
+def test_the_clock_of_a_photo_starts_when_its_turn_comes(tmp_path, monkeypatch):
+    fake_worker(
+        tmp_path,
+        monkeypatch,
+        """
+        import sys, time
+        from pawsort import decode_worker, image
+        decode = image.decode
+        def slow(*arguments):
+            time.sleep(0.4)
+            return decode(*arguments)
+        image.decode = slow
+        sys.exit(decode_worker.main(sys.argv[1]))
+        """,
+    )
+    # Each alone fits into the limit, all of them together do not.
+    with DecoderPool(1, RENDER, image.Limits(seconds=1.6)) as pool:
         until_ready(pool)
-        began = time.monotonic()
-        pool.submit(0, opened(tmp_path, slow))
-        collect(pool, 1)
-        one = time.monotonic() - began
-    # Each alone fits, all of them together do not; and nobody polls while they are decoded.
-    limits = image.Limits(seconds=max(2.5 * one, 0.5))
-    with DecoderPool(1, RENDER, limits, depth=count) as pool:
-        until_ready(pool)
-        for ticket in range(count):
-            pool.submit(ticket, opened(tmp_path, slow))
-        assert {type(result) for result in collect(pool, count).values()} == {Decoded}
+        for ticket in range(6):
+            pool.submit(ticket, opened(tmp_path, drawn.encode(drawn.draw("circles", ticket))))
+        assert {type(result) for result in collect(pool, 6).values()} == {Decoded}
     assert pool.deaths == 0
 
 
