@@ -40,6 +40,7 @@ from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
 from daemon.intake import Arrival, ignored_name
+from daemon.logs import readable
 
 if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver
@@ -50,9 +51,8 @@ Watch = Literal["auto", "native", "polling"]
 MOST_HINTS = 20_000  # paths; when more arrive than the loop can take, a rescan finds the rest
 POLLING_INTERVAL = 2.0  # seconds between two looks of the polling observer
 HEALTH_INTERVAL = 1.0  # seconds between two looks at the watched folder itself
-RECOVERY_AGE = (
-    2.0  # seconds; a younger file's event may only be late, so its discovery by rescan recovers nothing
-)
+RECOVERY_AGE = 2.0  # seconds; of a younger file the event may only be late: no recovery to be counted
+UNREADABLE_RETRY = 5.0  # seconds until the next rescan after one that could not read every folder
 STOP_TIMEOUT = 2.0  # seconds for the observer's threads to end
 
 # Reasons for a rescan after which a file without an event is known to be recovered, however young.
@@ -61,19 +61,7 @@ _TOO_MANY = "more events than could be remembered"
 _LOSSES = {_LOST, _TOO_MANY}
 
 # f_type of file systems on which other machines write without the kernel here noticing (statfs(2), linux/magic.h).
-NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "ncpfs",
-    "afs",
-    "9p",
-    "ceph",
-    "fuse.sshfs",
-    "fuse.rclone",
-}
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "afs", "9p", "ceph", "fuse.sshfs", "fuse.rclone"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +114,8 @@ class Inbox:
         self.last_rescan: tuple[float, str] | None = None  # when, in seconds since the epoch, and why
         self.recovered_by_rescan = 0
         self._rescans_done = 0
+        self._refusal: str | None = None  # a folder that the scan under way could not read, in words
+        self.unreadable: str | None = None  # the same of the last whole scan
 
     # Watching
 
@@ -155,7 +145,7 @@ class Inbox:
             identity = (status.st_dev, status.st_ino)
         except OSError as error:
             self._disarm()
-            self._problem = f"{self.root}: {error.strerror}"
+            self._problem = f"{readable(self.root)}: {error.strerror}"
             return
         observer = self._observer
         if (
@@ -280,21 +270,32 @@ class Inbox:
                 self._rescan_wanted = None
             if reason is not None:
                 self._scan_reason = reason
-                self._scan = files_below(self.root, recursive=self._recursive, skip=self._skip)
+                self._refusal = None
+                self._scan = files_below(self.root, self._note, recursive=self._recursive, skip=self._skip)
         return self._scan
 
     def _finish_scan(self) -> None:
         self._scan = None
         self._rescans_done += 1
         self.last_rescan = (time.time(), self._scan_reason)
-        self._next_rescan = self._monotonic() + self._rescan_s
+        self.unreadable = self._refusal
+        pause = self._rescan_s if self.unreadable is None else min(self._rescan_s, UNREADABLE_RETRY)
+        self._next_rescan = self._monotonic() + pause
+
+    def _note(self, folder: Path, error: OSError) -> None:
+        self._refusal = self._refusal or f"{readable(folder)} cannot be read: {error.strerror}"
 
 
 def files_below(
-    root: Path, *, recursive: bool, skip: frozenset[Path] = frozenset()
+    root: Path,
+    refused: Callable[[Path, OSError], None] = lambda _folder, _error: None,
+    *,
+    recursive: bool,
+    skip: frozenset[Path] = frozenset(),
 ) -> Iterator[os.DirEntry[str]]:
-    """Entries below `root` that may be photos, lazily. Folders that cannot be read, or are gone, are left out.
+    """Entries below `root` that may be photos, lazily.
 
+    Folders that are gone are left out, and so are those that cannot be read, of which `refused` is told.
     One folder is open at a time; those still to be looked into are remembered by name.
     """
     folders = [root]
@@ -310,8 +311,10 @@ def files_below(
                             folders.append(path)
                     elif entry.is_file(follow_symlinks=False):
                         yield entry
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError as error:
+            refused(folder, error)
 
 
 def file_system(path: Path) -> str:

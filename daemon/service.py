@@ -159,6 +159,7 @@ class Service:
                 self._tally.leave(why.value, count)
         if len(self._decoding) or self._held:
             self._tally.leave("not finished", len(self._decoding) + len(self._held))
+        self._problems.set("folders", self._inbox.unreadable)  # of a scan that ended in the last turn
         self._tally.seconds = time.monotonic() - self._tally.started
         self._tally.problems = dict(self._problems.lasting)
         self._write_status(ready=False)
@@ -207,6 +208,7 @@ class Service:
             self._intake.forgot_some = False
             self._inbox.want_rescan("more files wait than are remembered")
         self._problems.set("files", self._intake.fault())
+        self._problems.set("folders", self._inbox.unreadable)
         if self._waker.reload_asked or time.monotonic() >= self._next_status:
             self._look_for_a_newer_model()
             self._problems.set("mounts", self._mounts.problem())
