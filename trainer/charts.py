@@ -51,7 +51,14 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> str:
         losses.plot(epochs, history["loss"], color=WARM, lw=1, ls="--", label="loss")
         losses.set_ylabel("loss", color=WARM)
         lines = [*axes.get_lines(), *losses.get_lines()]
-        axes.legend(lines, [str(line.get_label()) for line in lines], loc="center right", fontsize=9)
+        axes.legend(
+            lines,
+            [str(line.get_label()) for line in lines],
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=3,
+            fontsize=8,
+        )
 
     return _svg(draw)
 

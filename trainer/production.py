@@ -105,40 +105,10 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
 
         # ---- Train ----
         listener.stage("Training")
-        torch.manual_seed(order.seed)
-        if order.threads is not None:
-            torch.set_num_threads(order.threads)
-        device = _device(order.device)
-        model = network.build(len(data.labels), _initial_weights(order.init, shelf))
-        watched = validation.views(order.size, ("centre",))[:1000, 0]
         checkpoint = order.models / CHECKPOINTS / f"{order.name}.pt"
-        if not order.resume:
-            checkpoint.unlink(missing_ok=True)
-        elif not checkpoint.exists():
-            raise errors.DataError(
-                f"{checkpoint}: no interrupted run of that name to resume; check --out and --name"
-            )
-        identity = {
-            "recipe": repr(order.recipe),
-            "seed": order.seed,
-            "data": data.fingerprint(),
-            "init": order.init,
-            "size": order.size,
-        }
-        averaged, history = fit.train(
-            model,
-            train,
-            order.recipe,
-            seed=order.seed,
-            device=device,
-            checkpoint=checkpoint,
-            identity=identity,
-            validate=lambda net: fit.validation_accuracy(net, watched, validation.targets[:1000], device),
-            progress=listener.trained,
-            stop=stop,
+        averaged, history, device = _trained(
+            order, shelf, data, train, validation, checkpoint, listener, stop
         )
-        averaged = averaged.to("cpu", memory_format=torch.contiguous_format).eval()
-        trained_seconds = sum(history.seconds)
 
         # ---- Make the serving graph ----
         listener.stage("Making the serving graph")
@@ -183,7 +153,7 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
             "init": order.init if order.init in {"imagenet", "current"} else Path(order.init).name,
             "seed": order.seed,
             "recipe": asdict(order.recipe),
-            "seconds": round(trained_seconds, 1),
+            "seconds": round(sum(history.seconds), 1),
             "device": str(device),
             "bfloat16": network.bfloat16_is_fast(),
             "threads": torch.get_num_threads(),
@@ -261,6 +231,51 @@ def interrupted(models: Path) -> str:
 
 
 # -- Parts ------------------------------------------------------------------------------------------
+
+
+def _trained(
+    order: Order,
+    shelf: registry.Registry,
+    data: dataset.Dataset,
+    train: serving.CachedPhotos,
+    validation: serving.CachedPhotos,
+    checkpoint: Path,
+    listener: Listener,
+    stop: Callable[[], bool],
+) -> tuple[network.Network, fit.History, torch.device]:
+    """The trained network, on the CPU, how it went and where it was trained."""
+    torch.manual_seed(order.seed)
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)
+    device = _device(order.device)
+    model = network.build(len(data.labels), _initial_weights(order.init, shelf))
+    watched = validation.views(order.size, ("centre",))[:1000, 0]
+    if not order.resume:
+        checkpoint.unlink(missing_ok=True)
+    elif not checkpoint.exists():
+        raise errors.DataError(
+            f"{checkpoint}: no interrupted run of that name to resume; check --out and --name"
+        )
+    identity = {
+        "recipe": repr(order.recipe),
+        "seed": order.seed,
+        "data": data.fingerprint(),
+        "init": order.init,
+        "size": order.size,
+    }
+    averaged, history = fit.train(
+        model,
+        train,
+        order.recipe,
+        seed=order.seed,
+        device=device,
+        checkpoint=checkpoint,
+        identity=identity,
+        validate=lambda net: fit.validation_accuracy(net, watched, validation.targets[:1000], device),
+        progress=listener.trained,
+        stop=stop,
+    )
+    return averaged.to("cpu", memory_format=torch.contiguous_format).eval(), history, device
 
 
 def _judge(

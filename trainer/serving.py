@@ -18,8 +18,8 @@ VIEWS = ("centre", "whole", "centre-flipped", "whole-flipped")
 # The first look is what one inference gives; the second costs the rest of the views, for the few that need it.
 LOOKS = ((0,), (0, 1, 2, 3))
 # More would sharpen the statistics of the features no further, and cost time.
-_STATISTICS_PHOTOS = 1000
-_CHECK_PHOTOS = 500  # training photos, beside all validation photos, that int8 is held against float on
+_STATISTICS_PHOTOS = 600
+_CHECK_PHOTOS = 300  # training photos, beside all validation photos, that int8 is held against float on
 
 
 class CachedPhotos:

@@ -60,7 +60,9 @@ def test_unreadable_files_are_skipped_named_and_not_tried_again(tmp_path, photos
         pipe: "unreadable",
         missing: "unreadable",
     }
-    assert again.skipped == first.skipped or {s.path: s.reason for s in again.skipped} == {s.path: s.reason for s in first.skipped}
+    assert again.skipped == first.skipped or {s.path: s.reason for s in again.skipped} == {
+        s.path: s.reason for s in first.skipped
+    }
     assert again.decoded == 0
 
 

@@ -154,7 +154,10 @@ def test_fingerprint_follows_content_and_label_not_names(tmp_path):
 
 
 def test_grouping_is_transitive_whatever_the_block_size(monkeypatch):
-    chain = [likeness.Likeness(*[(1 << (7 * step)) - 1] * 2, 0x5555555555555555, 0xAAAAAAAAAAAAAAAA) for step in range(5)]
+    chain = [
+        likeness.Likeness(*[(1 << (7 * step)) - 1] * 2, 0x5555555555555555, 0xAAAAAAAAAAAAAAAA)
+        for step in range(5)
+    ]
     far = likeness.Likeness(0xFFFFFFFF00000000, 0x00FF00FF00FF00FF, 0x3333333333333333, 0xCCCCCCCCCCCCCCCC)
     whole = likeness.group([*chain, far])
     monkeypatch.setattr(likeness, "_BLOCK", 2)

@@ -10,7 +10,14 @@ from pawsort import errors, network
 from trainer import augment, fit
 
 RECIPE = fit.Recipe(
-    epochs=3, batch=8, first_size=32, last_size=48, rate=0.02, head_factor=2.0, depth_factor=1.0, averaging=0.8
+    epochs=3,
+    batch=8,
+    first_size=32,
+    last_size=48,
+    rate=0.02,
+    head_factor=2.0,
+    depth_factor=1.0,
+    averaging=0.8,
 )
 
 
@@ -146,7 +153,10 @@ def test_equal_classes_are_seen_once_each_epoch():
 
 def test_rare_class_is_seen_more_often():
     photos = Drawings((100, 5))
-    seen = {balance: np.mean([photos.targets[order(photos, balance, s)].mean() for s in range(20)]) for balance in (0, 0.5, 1)}
+    seen = {
+        balance: np.mean([photos.targets[order(photos, balance, s)].mean() for s in range(20)])
+        for balance in (0, 0.5, 1)
+    }
     assert seen[0] == pytest.approx(5 / 105)
     assert seen[0.5] == pytest.approx(20**0.5 * 5 / (20**0.5 * 5 + 100), rel=0.05)
     assert seen[1] == pytest.approx(0.5, rel=0.05)
@@ -180,7 +190,9 @@ def test_pictures_of_any_photo_have_the_asked_size(shape):
 
 def test_pictures_depend_on_the_generator_alone():
     photos = [drawn.draw("circles", seed) for seed in range(30)]
-    first, second, third = (augment.batch(photos, 32, EVERYTHING, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, second, third = (
+        augment.batch(photos, 32, EVERYTHING, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, second)
     assert (first != third).any()
 
