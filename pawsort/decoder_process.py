@@ -193,5 +193,7 @@ def _spawn(
         stderr=noise,
         pass_fds=descriptors,
         env=environment,
-        start_new_session=True,  # signals from a terminal are for the parent, which decides
+        # Ctrl-C is for the parent, which decides. A session of its own would do it too, but Linux groups
+        # processes by session to share the processor out, and the parent's nice value would not reach in.
+        process_group=0,
     )

@@ -702,7 +702,8 @@ def test_signals_of_a_terminal_or_service_manager_leave_the_workers_alone(pool, 
     for pid in pool.pids:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(pid, signum)
-        assert os.getsid(pid) != os.getsid(0)
+        assert os.getpgid(pid) != os.getpgid(0)
+        assert os.getsid(pid) == os.getsid(0)
     pool.submit(1, opened(tmp_path, drawn.encode(drawn.draw("circles", 1))))
     assert isinstance(collect(pool, 1)[1], Decoded)
     assert pool.deaths == 0
