@@ -18,7 +18,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-COLUMNS = 132
+COLUMNS = 112
 LINES_SHOWN = 34
 
 
@@ -69,9 +69,9 @@ def main() -> None:
             *[
                 path
                 for folder in sorted((SHARED / "animals").iterdir())
-                for path in sorted(folder.iterdir())[5::97]
+                for path in sorted(folder.iterdir())[5::160]
             ],
-            *sorted((SHARED / "other").iterdir())[::97],
+            *sorted((SHARED / "other").iterdir())[::90],
         ]
         for photo in photos[: options.photos]:
             shutil.copy(photo, home / "inbox")
