@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pawsort.decision import softmax
+from pawsort.decision import Judgement, softmax
 from trainer import calibrate, evaluate
 
 RANDOM = np.random.default_rng(0)
@@ -60,13 +60,23 @@ def test_familiarity_works_with_fewer_photos_than_dimensions():
     assert np.isfinite(familiar(features)).all()
 
 
+def test_one_wrong_label_does_not_make_every_photo_doubtful():
+    logits = np.full((300, 3), -4, dtype=np.float32)
+    targets = RANDOM.integers(0, 3, 300)
+    logits[np.arange(300), targets] = RANDOM.uniform(0, 6, 300)
+    wrong = targets.copy()
+    wrong[np.argmax(logits.max(axis=1))] += 1
+    wrong %= 3
+    assert calibrate.temperature(logits, wrong) < 1.5 * calibrate.temperature(logits, targets)
+
+
 def test_threshold_reaches_its_target_and_sorts_as_many_as_it_can():
     confidence = np.concatenate([np.full(990, 0.999), np.linspace(0.4, 0.6, 100)]).astype(np.float32)
-    right = np.concatenate([np.ones(990, dtype=bool), np.zeros(100, dtype=bool)])
+    right = np.concatenate([np.ones(990, dtype=bool), np.arange(100) % 2 == 0])
     chosen = calibrate.threshold(confidence, right, 0.995)
-    assert chosen.precision >= 0.995
-    assert 0.59 < chosen.value < 0.999
-    assert chosen.coverage == pytest.approx(994 / 1090, abs=0.01)
+    assert chosen.precision >= 0.994
+    assert 0.5 < chosen.value < 0.999
+    assert chosen.coverage == pytest.approx(1000 / 1090, abs=0.01)
 
 
 def test_higher_target_never_sorts_more():
@@ -84,6 +94,35 @@ def test_threshold_does_not_trust_a_lucky_sample():
     confidence = np.full(100, 0.9, dtype=np.float32)
     chosen = calibrate.threshold(confidence, np.ones(100, dtype=bool), 0.995)
     assert chosen.coverage == 0
+
+
+def test_many_mistakes_veto_what_confidence_promises():
+    confidence = np.linspace(0.99, 1, 400).astype(np.float32)
+    right = np.ones(400, dtype=bool)
+    few, many = right.copy(), right.copy()
+    few[[10, 20]] = False
+    many[:40] = False
+    assert calibrate.threshold(confidence, few, 0.995).coverage == 1
+    chosen = calibrate.threshold(confidence, many, 0.995)
+    assert chosen.coverage < 0.95
+    assert chosen.precision > 0.985
+
+
+def test_first_look_may_end_what_the_last_would_have_decided_too():
+    def judgement(confidence, probabilities):
+        return Judgement(
+            probabilities=probabilities, familiarity=np.ones(500, np.float32), confidence=np.array(confidence)
+        )
+
+    first = np.linspace(0.5, 1, 500)
+    same = np.tile([0.9, 0.1], (500, 1))
+    other = same.copy()
+    other[:300] = other[:300, ::-1]
+    sure = judgement(np.full(500, 0.99), same)
+    assert calibrate.early_threshold(judgement(first, same), sure, 0.8) == pytest.approx(0.9)
+    assert calibrate.early_threshold(judgement(first, other), sure, 0.3) == pytest.approx(
+        first[300], abs=0.01
+    )
 
 
 def test_rule_asks_the_first_look_for_more_than_the_last():
