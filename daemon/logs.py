@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import os
 import sys
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,10 @@ def set_up(log: Log) -> None:
     if log.file is not None:
         processors.append(_FileCopy(log.file, log.rotate_bytes, log.rotate_keep))
     if console:
-        processors += [_shorten, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=9)]
+        processors += [
+            _shorten,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=9, sort_keys=False),
+        ]
     else:
         processors.append(_to_json)
     structlog.configure(
@@ -90,29 +94,29 @@ class _FileCopy:
 
 
 def _to_json(_logger: object, _method: str, fields: Fields) -> str:
-    return orjson.dumps({"event": fields.pop("event"), **fields}, default=repr).decode()
+    return as_json({"event": fields.pop("event"), **fields})
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """The document as JSON, whatever is in it: file names need not be text, and a message may quote one."""
+    try:
+        return orjson.dumps(document, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        return json.dumps(document, default=repr, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def _shorten(_logger: object, _method: str, fields: Fields) -> Fields:
     """For a person: the clock time, the file, where it went and how sure; the rest is in the ledger."""
     fields["timestamp"] = fields["timestamp"][11:19]
-    if fields["event"] in {"sorted", "review", "rejected"} and "destination" in fields:
-        keep = (
-            "timestamp",
-            "level",
-            "event",
-            "file",
-            "label",
-            "confidence",
-            "reason",
-            "destination",
-            "latency_ms",
-        )
-        fields = {key: fields[key] for key in keep if fields.get(key) is not None}
-        for key, digits in (("confidence", 3), ("latency_ms", 1)):
-            if key in fields:
-                fields[key] = round(fields[key], digits)
-    return fields
+    if fields["event"] not in {"sorted", "review", "rejected"} or "destination" not in fields:
+        return fields
+    short = {key: fields[key] for key in ("timestamp", "level", "event", "file")}
+    short["to"] = os.path.relpath(fields["destination"])
+    if fields.get("confidence") is not None:
+        short["sure"] = round(fields["confidence"], 3)
+    if fields.get("reason") is not None:
+        short["reason"] = fields["reason"]
+    return short
 
 
 def _bridge_libraries() -> None:

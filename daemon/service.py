@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -32,6 +33,9 @@ from pawsort import errors, ledger
 from pawsort.classifier import Classifier
 from pawsort.config import Settings
 from pawsort.decoders import Decoded, Unreadable
+
+if TYPE_CHECKING:
+    from daemon.metrics import Metrics
 
 FAULT_RETRY = 1.0  # seconds between two tries while a fault of the machine lasts
 STATUS_INTERVAL = 1.0  # seconds between two status files
@@ -73,6 +77,7 @@ class Service:
         self._started = time.time()
         self._successor: Classifier | None = None  # a newer model that has not taken over yet
         self._notifier = Notifier()
+        self._metrics: Metrics | None = None
 
     def run(self) -> journal.Tally:
         """Work until told to stop (SIGTERM, SIGINT), or until all is sorted when running once.
@@ -137,18 +142,14 @@ class Service:
         else:
             self._inbox.start()
             stack.callback(self._inbox.stop)
-        classifier = self._model.classifier
-        log.info(
-            "ready",
-            model=classifier.bundle.name,
-            engine=classifier.engine.name,
-            labels=list(classifier.bundle.labels),
-            threshold=classifier.threshold,
-            inbox=readable(settings.inbox),
-            watch=None if self._once else self._inbox.health.method,
-            pid=os.getpid(),
-        )
-        self._notifier.ready(self._in_a_line())
+        if settings.metrics is not None:
+            # Imported here: most go without, and it costs a tenth of the start.
+            from daemon.metrics import Metrics
+
+            self._metrics = stack.enter_context(Metrics(settings.metrics))
+        watch = None if self._once else self._inbox.health.method
+        log.info("ready", **self._model.facts(), inbox=readable(settings.inbox), watch=watch, pid=os.getpid())
+        self._notifier.ready(self._snapshot(ready=True).in_a_line())
 
     def _shut_down(self) -> None:
         with suppress(OSError, errors.LedgerError):
@@ -162,7 +163,7 @@ class Service:
         self._problems.set("folders", self._inbox.unreadable)  # of a scan that ended in the last turn
         self._tally.seconds = time.monotonic() - self._tally.started
         self._tally.problems = dict(self._problems.lasting)
-        self._write_status(ready=False)
+        self._tell(ready=False)
         log.info("stopped", reason=self._waker.stop_signal or "all sorted", filed=self._tally.total)
 
     # The steps of one turn
@@ -213,7 +214,7 @@ class Service:
             self._look_for_a_newer_model()
             self._problems.set("mounts", self._mounts.problem())
         if self._problems.changed or time.monotonic() >= self._next_status:
-            self._write_status(ready=True)
+            self._tell(ready=True)
 
     def _look_for_a_newer_model(self) -> None:
         asked, self._waker.reload_asked = self._waker.reload_asked, False
@@ -222,7 +223,7 @@ class Service:
         self._successor = self._model.newer(asked=asked) or self._successor
         self._problems.set("model", self._model.problem)
         if asked:
-            self._notifier.ready(self._in_a_line())
+            self._notifier.ready(self._snapshot(ready=True).in_a_line())
 
     def _swap_model(self) -> None:
         """Between two batches, let the newer model take over, if there is one.
@@ -335,6 +336,8 @@ class Service:
             journal.write(filed)
         if filed:
             self._on_filed(filed)
+        if self._metrics is not None:
+            self._metrics.count(filed)
 
     # Small things
 
@@ -353,22 +356,11 @@ class Service:
     def _is_known(self, path: Path) -> bool:
         return path in self._paths_in_flight or self._intake.holds(path)
 
-    def _in_a_line(self) -> str:
-        """How things stand, for `systemctl status`."""
-        parts = [f"model {self._judge.classifier.bundle.name}", f"{self._tally.total} filed"]
-        if waiting := sum(self._intake.waiting().values()) + len(self._decoding) + len(self._held):
-            parts.append(f"{waiting} waiting")
-        if self._tally.last_photo is not None:
-            parts.append(f"last {self._tally.last_photo}")
-        return ", ".join([*(f"DEGRADED ({key})" for key in self._problems.lasting), *parts])
-
-    def _write_status(self, *, ready: bool) -> None:
-        self._next_status = time.monotonic() + STATUS_INTERVAL
-        self._problems.changed = False
+    def _snapshot(self, *, ready: bool) -> Snapshot:
         longest = self._intake.longest_waiting()
         last_rescan, reason = self._inbox.last_rescan or (None, None)
         health = self._inbox.health
-        snapshot = Snapshot(
+        return Snapshot(
             pid=os.getpid(),
             started=self._started,
             written=time.time(),
@@ -376,6 +368,7 @@ class Service:
             model=self._judge.classifier.bundle.name,
             engine=self._judge.classifier.engine.name,
             watch=f"{health.method} ({health.why})",
+            filed=self._tally.total,
             in_flight=len(self._decoding) + len(self._held),
             waiting={why.value: count for why, count in self._intake.waiting().items() if count},
             longest_waiting=f"{readable(longest[0])}: {longest[1]}" if longest else None,
@@ -385,8 +378,16 @@ class Service:
             last_photo=self._tally.last_photo,
             problems=dict(self._problems.lasting),
         )
+
+    def _tell(self, *, ready: bool) -> None:
+        """Say how things stand: status file, service manager, figures."""
+        self._next_status = time.monotonic() + STATUS_INTERVAL
+        self._problems.changed = False
+        snapshot = self._snapshot(ready=ready)
         if ready:
-            self._notifier.status(self._in_a_line())
+            self._notifier.status(snapshot.in_a_line())
+        if self._metrics is not None:
+            self._metrics.turn(snapshot)
         try:
             self._status.write(snapshot)
         except OSError as error:

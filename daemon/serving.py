@@ -33,6 +33,16 @@ class ServingModel:
         self.classifier = self._open()
         self.problem: str | None = None
 
+    def facts(self) -> dict[str, object]:
+        """What the log says of the model."""
+        model = self.classifier.bundle
+        return {
+            "model": model.name,
+            "engine": self.classifier.engine.name,
+            "labels": list(model.labels),
+            "threshold": self.classifier.threshold,
+        }
+
     def newer(self, *, asked: bool = False) -> Classifier | None:
         """The model that is to take over, loaded and verified; None when there is none.
 

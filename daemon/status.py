@@ -20,12 +20,15 @@ import orjson
 import structlog
 
 from daemon import inbox
+from daemon.logs import as_json, readable
 from pawsort import bundle, errors, ledger, registry
 from pawsort.config import Settings
 from pawsort.ledger import Counts
 
 FILE = "status.json"
 LOCK = "daemon.lock"
+READ_TRIES = 3
+READ_PAUSE = 0.05  # seconds between two of them
 STALE_AFTER = 15.0  # seconds without a sign of life after which a daemon that holds its lock counts as stuck
 
 
@@ -51,6 +54,17 @@ class Snapshot:
     last_rescan_reason: str | None
     last_photo: str | None
     problems: Mapping[str, str] = field(default_factory=dict)
+    filed: int = 0  # by this process
+
+    def in_a_line(self) -> str:
+        """For `systemctl status`."""
+        parts = [f"DEGRADED ({key})" for key in self.problems]
+        parts += [f"model {self.model}", f"{self.filed} filed"]
+        if waiting := self.in_flight + sum(self.waiting.values()):
+            parts.append(f"{waiting} waiting")
+        if self.last_photo is not None:
+            parts.append(f"last {self.last_photo}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +84,7 @@ class StatusFile:
 
     def write(self, snapshot: Snapshot) -> None:
         """Replace the file. Raises OSError."""
-        self._temporary.write_bytes(orjson.dumps(asdict(snapshot), option=orjson.OPT_INDENT_2))
+        self._temporary.write_text(as_json(asdict(snapshot)), encoding="utf-8")
         self._temporary.replace(self._file)
 
 
@@ -142,11 +156,17 @@ def is_running(state: Path) -> bool:
 
 def read(state: Path) -> Mapping[str, Any] | None:
     """The last snapshot, or None when there is none that can be read."""
-    try:
-        snapshot = orjson.loads((state / FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return snapshot if isinstance(snapshot, dict) else None
+    for _ in range(READ_TRIES):
+        try:
+            snapshot = orjson.loads((state / FILE).read_bytes())
+        except OSError:
+            return None
+        except ValueError:
+            # Just being written in place, perhaps: see StatusFile.
+            time.sleep(READ_PAUSE)
+            continue
+        return snapshot if isinstance(snapshot, dict) else None
+    return None
 
 
 def backlog(root: Path, *, recursive: bool, skip: frozenset[Path]) -> Backlog:
@@ -175,6 +195,9 @@ def report(settings: Settings) -> dict[str, Any]:
         problems |= snapshot.get("problems", {})
         if silent_s > STALE_AFTER:
             problems["daemon"] = f"no sign of life for {silent_s:.0f} s"
+        if os.statvfs(settings.state).f_flag & os.ST_RDONLY:
+            # The one fault that the daemon cannot write down.
+            problems["state"] = f"{readable(settings.state)}: read-only file system"
     live = snapshot if running else {}
     return {
         "ready": bool(live.get("ready")) and silent_s <= STALE_AFTER,

@@ -67,7 +67,25 @@ def _bytes(value: object) -> int:
     return round(float(number) * (_UNITS[unit.lower()] if unit else 1))
 
 
+def _locations(value: object, info: ValidationInfo) -> tuple[Path, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError("wants a list of folders, such as [photos, more-photos]")  # noqa: TRY004
+    return tuple(_absolute(item, info) for item in value)
+
+
+def _address(value: object) -> str:
+    """`127.0.0.1:9105`, `[::1]:9105` or `localhost:9105`."""
+    match = (
+        re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", value) if isinstance(value, str) else None
+    )
+    if match is None or int(match[2]) > 65535:
+        raise ValueError("wants an address to listen on, such as 127.0.0.1:9105")
+    return str(value)
+
+
+Address = Annotated[str, BeforeValidator(_address)]
 Location = Annotated[Path, BeforeValidator(_absolute)]
+Locations = Annotated[tuple[Path, ...], BeforeValidator(_locations)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -103,6 +121,20 @@ class Log(Section):
     rotate_keep: Count = 5
 
 
+class Trainer(Section):
+    """How `pawsort-train refresh` learns from the sorted folders."""
+
+    data: Locations = ()  # none: the folders that the current model was made from, where they still exist
+    other: Location | None = None
+    epochs: Count = 6
+    seed: Annotated[int, Field(ge=0)] = 0
+    min_photos: Annotated[int, Field(ge=3)] = 20
+    trust_after_days: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # None: never
+    max_recall_loss: Fraction = 0.02
+    keep_models: Annotated[int, Field(ge=2)] = 5
+    nice: bool = True
+
+
 class Settings(Section):
     """All of config.yaml. Every path is absolute; symbolic links in it are left as they are."""
 
@@ -120,10 +152,12 @@ class Settings(Section):
     settle_s: Seconds = 2.0
     rescan_s: Seconds = 60.0
     patience_s: Seconds = 300.0
-    decoders: Count = Field(default_factory=machine.usable_cores)
+    decoders: int = Field(default_factory=machine.usable_cores, gt=0)
     batch_size: Count = 16
     limits: Limits = Limits()
-    log: Log = Field(default_factory=Log)
+    log: Log = Log()
+    metrics: Address | None = None  # None: not served
+    trainer: Trainer = Trainer()
 
 
 FOLDERS: Final = ("inbox", "sorted", "review", "rejected", "state", "models")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # At most this many of 64 bits may differ, in both hashes. Copies that were scaled, saved again or cropped by a
-# few pixels differ by 0 to 6; the closest two different photos among 2,400 of cats, dogs and pandas by 12.
+# few pixels differ by 0 to 6; the closest two different photos among 2,400 of three kinds of animals by 12.
 NEAR = 8  # bits
 _BLOCK = 4096  # rows compared at a time, to bound memory
 

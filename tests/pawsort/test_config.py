@@ -10,7 +10,13 @@ from pawsort import config, errors, image
 ROOT = Path(__file__).parents[2]
 
 # Where the value shown in config.yaml is an example, because the default is not a value.
-EXAMPLES = {("threshold",), ("decoders",), ("log", "file")}
+EXAMPLES = {
+    ("threshold",),
+    ("decoders",),
+    ("log", "file"),
+    ("trainer", "other"),
+    ("trainer", "trust_after_days"),
+}
 
 
 @pytest.fixture
@@ -101,6 +107,12 @@ def test_paths_are_relative_to_the_file_not_to_where_we_are(write, tmp_path, mon
     assert settings.inbox == tmp_path / "in"
     assert settings.sorted == Path("/home/somebody/out")
     assert settings.models == Path("/srv/models")
+
+
+def test_the_trainer_s_folders_are_relative_to_the_file_too(write, tmp_path):
+    settings = config.load(write("inbox: in\nsorted: out\ntrainer: {data: [a, /b], other: c}\n"))
+    assert settings.trainer.data == (tmp_path / "a", Path("/b"))
+    assert settings.trainer.other == tmp_path / "c"
 
 
 def test_settings_cannot_be_changed(write):
@@ -211,6 +223,16 @@ def test_no_value_of_any_kind_is_answered_in_another_library_s_words(problems):
         ),
         ("review: no\n", "3: review: false wants a path; put it in quotes"),
         (f"review: [{'long, ' * 100}]\n", "..."),
+        (
+            "trainer: {data: photos}\n",
+            "3: trainer.data: photos wants a list of folders, such as [photos, more-photos]",
+        ),
+        ("trainer: {data: [a, 5]}\n", "3: trainer.data: [a, 5] wants a path; put it in quotes"),
+        ("trainer: {keep_models: 1}\n", "3: trainer.keep_models: 1 must be 2 or more"),
+        (
+            "min_photos: 5\n",
+            "3: min_photos: is no key that is known here; did you mean `trainer.min_photos`?",
+        ),
     ],
 )
 def test_a_single_mistake_is_told_with_its_line_and_remedy(problems, text, expected):
