@@ -303,10 +303,11 @@ def part_file(folder: Path, row_id: int) -> Path:
 def write_reason(rejected: Path, reason: str) -> None:
     """Leave a note beside a rejected file, unless the file is gone or a note is there. Raises OSError."""
     note = note_beside(rejected)
-    if not os.path.lexists(rejected) or os.path.lexists(note):
-        return
     # Through a hidden file, so that a full disk or a crash leaves no empty note, which would be taken for written.
     part = rejected.with_name(".pawsort-note.part")
+    if not os.path.lexists(rejected) or os.path.lexists(note):
+        part.unlink(missing_ok=True)
+        return
     try:
         part.write_text(f"{reason}\n", encoding="utf-8", errors="backslashreplace")
         moving.rename_exclusively(part, note)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,18 @@ def file_system(folder: Path, options: str = "size=1m") -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def another_file_system(near: Path) -> Iterator[Path]:
+    """A folder on another file system than `near`, in memory: /dev/shm, or where that will not do, one mounted there."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and memory.stat().st_dev != near.stat().st_dev and os.access(memory, os.W_OK):
+        with tempfile.TemporaryDirectory(prefix="pawsort-test-", dir=memory) as folder:
+            yield Path(folder)
+    else:
+        with file_system(near / "other", "size=64m") as folder:
+            yield folder
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 import hashlib
 import os
-import shutil
 import time
-import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,20 +28,9 @@ def across(tmp_path, other_disk):
 
 @pytest.fixture
 def other_disk(tmp_path):
-    """A folder on another file system than tmp_path: in memory, where there is one."""
-    memory = Path("/dev/shm")
-    if (
-        not memory.is_dir()
-        or memory.stat().st_dev == tmp_path.stat().st_dev
-        or not os.access(memory, os.W_OK)
-    ):
-        with faultstage.file_system(tmp_path / "other", "size=64m") as folder:
-            yield folder
-        return
-    folder = memory / f"pawsort-test-{uuid.uuid4().hex}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
+    """A folder on another file system than tmp_path."""
+    with faultstage.another_file_system(tmp_path) as folder:
+        yield folder
 
 
 class a_place:  # noqa: N801  used like a function
