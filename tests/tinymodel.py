@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino
+import pytest
 import torch
 
 import drawn
@@ -13,6 +14,16 @@ from pawsort.decision import Familiarity, Look, Rule
 
 SIZE = 64
 VIEWS = ("centre", "whole")
+
+
+def shapes(temporary: pytest.TempPathFactory) -> Bundle:
+    """One such model for all tests of a run. Not to be changed."""
+    if not _shapes:
+        _shapes.append(make(temporary.mktemp("models") / "shapes-1"))
+    return _shapes[0]
+
+
+_shapes: list[Bundle] = []
 
 
 def make(folder: Path, *, threshold: float = 0.5, seed: int = 0) -> Bundle:
@@ -71,7 +82,7 @@ def manifest(name: str, rule: Rule) -> dict[str, object]:
         "feature_length": network.FEATURES,
         "decision": bundle.rule_fields(rule),
         "graph": {"precision": "float"},
-        "metrics": {"accuracy": 0.9},
+        "metrics": {"test": {"accuracy": 0.9}},
         "created": "2026-01-01T00:00:00+00:00",
         "parent": None,
     }

@@ -11,7 +11,7 @@ def trained(tmp_path_factory):
     """A bundle that tells drawn shapes apart. Not to be changed: take `copied` for that."""
     import tinymodel
 
-    return tinymodel.make(tmp_path_factory.mktemp("models") / "shapes-1")
+    return tinymodel.shapes(tmp_path_factory)
 
 
 @pytest.fixture
