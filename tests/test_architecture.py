@@ -24,7 +24,6 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "pydantic_core": "pydantic",
     "yaml": "pyyaml",
-    "pillow_heif": "pillow-heif",
 }
 
 
@@ -89,7 +88,7 @@ def test_whatever_is_imported_is_declared():
             top = target.split(".")[0]
             if (
                 top not in {*sys.stdlib_module_names, *PACKAGES}
-                and DISTRIBUTIONS.get(top, top) not in declared
+                and DISTRIBUTIONS.get(top, top).replace("_", "-") not in declared
             ):
                 undeclared.append(f"{name(path)}:{line} imports {top}")
     assert not undeclared
