@@ -191,7 +191,7 @@ def test_models_are_listed_oldest_first_with_their_state_and_figures(models, tra
     models.use("a")
     listing = models.listing()
     assert [(entry["name"], entry["state"]) for entry in listing] == [("b", "kept"), ("a", "current")]
-    assert listing[0]["metrics"] == {"accuracy": 0.9}
+    assert listing[0]["metrics"] == {"test": {"accuracy": 0.9}}
 
 
 def refused(models, trained, name, **gate):
