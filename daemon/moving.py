@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -79,9 +80,19 @@ def move(source: Path, destination: Path, identity: Identity, *, part: Path, sha
         raise UncertainError(message) from error
     if not _is_same_file(status, identity):
         # Replaced between the check and the rename: what was moved is another photo, which nobody has decided about.
-        rename_exclusively(destination, source)
+        _take_back(destination, source)
         raise SourceChangedError(source)
     return {source.parent, destination.parent}
+
+
+def _take_back(destination: Path, source: Path) -> None:
+    """Put a file that was moved by mistake back where it came from, beside whatever has taken its name meanwhile."""
+    for name in itertools.chain((source.name,), (f"{source.stem}-{n}{source.suffix}" for n in itertools.count(1))):
+        try:
+            rename_exclusively(destination, source.with_name(name))
+        except NameTakenError:
+            continue
+        return
 
 
 def check_unchanged(source: Path, identity: Identity) -> None:

@@ -220,3 +220,29 @@ def test_the_kernels_own_refusals_lead_down_the_ladder(tmp_path):
     assert "EPERM" in done.stderr
     assert destination.read_bytes() == b"photo"
     assert not photo.exists()
+
+
+def test_a_photo_moved_by_mistake_goes_back_beside_whatever_has_taken_its_name(tmp_path, monkeypatch):
+    source, destination = tmp_path / "in" / "a.jpg", tmp_path / "out" / "a.jpg"
+    source.parent.mkdir()
+    destination.parent.mkdir()
+    source.write_bytes(b"decided about")
+    identity = Identity.of(source.stat())
+    rename = moving.rename_noreplace
+
+    def replaced_twice(old, new):
+        """Between the check and the rename another photo takes the name, and after it a third one."""
+        if old == source:
+            (tmp_path / "other").write_bytes(b"another photo")
+            (tmp_path / "other").replace(source)
+            rename(old, new)
+            source.write_bytes(b"a third photo")
+        else:
+            rename(old, new)
+
+    monkeypatch.setattr(moving, "rename_noreplace", replaced_twice)
+    with pytest.raises(moving.SourceChangedError):
+        moving.move(source, destination, identity, part=tmp_path / ".part", sha256=None)
+    assert not destination.exists()
+    assert source.read_bytes() == b"a third photo"
+    assert (source.parent / "a-1.jpg").read_bytes() == b"another photo"
