@@ -62,6 +62,25 @@ def _with_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Whatever ends a run before its time stands in the log, a mistake of ours with its traceback."""
+    import structlog
+
+    log = structlog.get_logger()
+    try:
+        yield
+    except errors.ModelError as error:
+        log.error("failed", reason=str(error))  # noqa: TRY400  expected: the reason says it all
+        sys.exit(WRONG_CALL)
+    except (errors.PawsortError, OSError) as error:
+        log.error("failed", reason=str(error))  # noqa: TRY400  expected: the reason says it all
+        sys.exit(FAILED)
+    except Exception:
+        log.exception("crashed")
+        sys.exit(FAILED)
+
+
 def _load(config_file: Path) -> Settings:
     from pawsort import config
 
@@ -84,14 +103,17 @@ def run(config_file: Path, *, once: bool, dry_run: bool) -> None:
     # A crash in native code, or the service manager's SIGABRT to a daemon that is stuck, then leaves a traceback.
     faulthandler.enable()
     settings = _load(config_file)
-    from daemon import logs, terminal
+    from daemon import logs
     from daemon.service import Service
 
     logs.set_up(settings.log)
     if not once and not dry_run:
-        Service(settings).run()
+        with _last_words():
+            Service(settings).run()
         return
-    with terminal.Progress(settings, print_moves=dry_run) as progress:
+    from daemon import terminal
+
+    with _last_words(), terminal.Progress(settings, print_moves=dry_run) as progress:
         tally = Service(settings, once=True, dry_run=dry_run, on_filed=progress.advance).run()
     terminal.print_summary(tally, dry_run=dry_run)
     if tally.problems:
