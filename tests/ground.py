@@ -29,13 +29,16 @@ class Ground:
     residents: dict[Path, str]
 
     @classmethod
-    def lay_out(cls, place: Path, into: Path, state: Path, count: int = 5) -> "Ground":
+    def lay_out(
+        cls, place: Path, into: Path, state: Path, count: int = 5, *, crowded: bool = True
+    ) -> "Ground":
+        """`crowded`: files of others have names that photos will want."""
         names = ["a-one.jpg", "a-two.jpg", "b-one.jpg", "review-one.jpg", "rejected-one.jpg"]
         names += [f"{'abc'[number % 3]}-{number}.jpg" for number in range(count - len(names))]
         for folder in (place / "inbox", place / "review", place / "rejected", into / "a", state):
             folder.mkdir(parents=True)
         photos = [place / "inbox" / name for name in names]
-        residents = [into / "a" / "a-one.jpg", place / "rejected" / "rejected-one.jpg"]
+        residents = [into / "a" / "a-one.jpg", place / "rejected" / "rejected-one.jpg"] if crowded else []
         for path in (*photos, *residents):
             # Two blocks and a bit, so that a copy has a middle at which it can be cut.
             path.write_bytes(os.fsencode(path) * (9000 // len(os.fsencode(path)) + 1))
