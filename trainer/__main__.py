@@ -1,4 +1,4 @@
-"""Command line `pawsort-train`: fit, evaluate. It parses and prints; the library does the work.
+"""Command line `pawsort-train`: fit, refresh, evaluate. It parses and prints; the library does the work.
 
 Exit codes: 0 done, 1 failed while running, 2 the call or the data is wrong, 3 the gate kept the old model.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trainer import fit as training
     from trainer.reading import Skipped
 
-FAILED, WRONG_CALL = 1, 2
+FAILED, WRONG_CALL, REFUSED = 1, 2, 3
 _FOLDER = click.Path(path_type=Path)
 
 _DATA = click.option(
@@ -158,6 +158,43 @@ def fit(
 
 
 @main.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=_FOLDER,
+    default=Path("config.yaml"),
+    show_default=True,
+    help="The settings.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Train even if nothing is new, and let the new model serve even if it is worse; this is recorded.",
+)
+@_JSON
+def refresh(config_file: Path, force: bool, as_json: bool) -> None:
+    """Learn from the sorted photos that people moved, placed or confirmed; the better model serves.
+
+    Exit code 3: the new model is worse, and the old one goes on serving.
+    """
+    with _exit_codes():
+        from pawsort import config
+        from trainer import refresh as refreshing
+
+        settings = config.load(config_file)
+        with _Screen() as screen, _stop_on_interrupt() as stopped:
+            outcome = refreshing.refresh(
+                settings, _dated_name(settings.models), screen, lambda: bool(stopped), force=force
+            )
+        if as_json:
+            click.echo(json.dumps(outcome.document(), indent=2, ensure_ascii=False))
+        else:
+            click.echo(outcome.told())
+        if outcome.outcome == "refused":
+            sys.exit(REFUSED)
+
+
+@main.command()
 @_DATA
 @click.option(
     "--model",
@@ -223,6 +260,8 @@ class _Screen:
             task = self._progress.tasks[self._progress.task_ids.index(self._task)]
             self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
         self._task = self._progress.add_task(title, total=None, told="")
+        if not self.console.is_terminal:
+            self.console.print(title)
 
     def counted(self, done: int, total: int) -> None:
         """See production.Listener."""

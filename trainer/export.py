@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 from collections.abc import Iterable
@@ -82,7 +84,9 @@ def quantised(graph: Graph, pictures: Iterable[Pixels]) -> Graph:
 
     logging.getLogger("nncf").setLevel(logging.WARNING)
     batches = [picture[None] for picture in pictures]
-    return nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches))
+    # NNCF draws progress bars on stdout, which belongs to the result.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches))
 
 
 def compile_graph(graph: Graph, *, exact: bool = False) -> Graph:
