@@ -1,5 +1,7 @@
 """The ledger: what was decided about every photo and where it is. The daemon writes it, the trainer reads it.
 
+The one thing that the trainer writes is a person's word that it noticed: see `Ledger.confirm`.
+
 One SQLite file. A row is written with state "intent" before its photo is moved and completed afterwards, so that after
 a crash the rows in state "intent" are exactly the moves that may be half done (see daemon.recovery).
 
@@ -60,7 +62,7 @@ CREATE TABLE photos (
     decided_at    REAL    NOT NULL,  -- seconds since the epoch
     filed_at      REAL
 );
-CREATE TABLE confirmations (            -- labels that a person has looked at and found right
+CREATE TABLE confirmations (            -- a person's word: a label found right, or put right
     sha256        TEXT    PRIMARY KEY,
     label         TEXT    NOT NULL,
     confirmed_at  REAL    NOT NULL
@@ -214,7 +216,10 @@ class Ledger:
             )
 
     def confirm(self, labels: Mapping[str, str]) -> None:
-        """Record that a person found these labels right: sha256 -> label. A later word replaces an earlier one."""
+        """Record that these labels are a person's word: sha256 -> label. A later word replaces an earlier one.
+
+        Both programs do this, each in a commit of its own: `pawsort confirm`, and a refresh that sees a correction.
+        """
         now = time.time()
         with self._transaction() as connection:
             connection.executemany(
@@ -222,10 +227,10 @@ class Ledger:
                 [(sha256, label, now) for sha256, label in labels.items()],
             )
 
-    def confirmations(self) -> dict[str, str]:
-        """All labels that a person found right: sha256 -> label."""
-        with _translated(self.file):
-            return dict(self._connection.execute("SELECT sha256, label FROM confirmations").fetchall())
+    def confirmations(self) -> dict[str, tuple[str, float]]:
+        """All labels that are a person's word: sha256 -> label, and when it was recorded (seconds since the epoch)."""
+        found = self.read("SELECT sha256, label, confirmed_at FROM confirmations")
+        return {row["sha256"]: (row["label"], row["confirmed_at"]) for row in found}
 
     def in_state(self, state: State) -> list[Row]:
         """Rows in this state, oldest first."""
@@ -280,6 +285,11 @@ class Ledger:
             if label is not None:
                 by_label[label] = number
         return Counts(**by_event, by_label=by_label)
+
+    def read(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        """The answer to a query of one's own, for those who want less than whole rows (see pawsort.placements)."""
+        with _translated(self.file):
+            return self._connection.execute(query, values).fetchall()
 
     def _rows(self, where: str, values: Sequence[object] = ()) -> list[Row]:
         with _translated(self.file):

@@ -124,6 +124,15 @@ class Registry:
             self._write_changes([*self._changes(), {"before": before, "name": name}])
         self._link(name)
 
+    def hold_current(self) -> None:
+        """Where the shipped model serves because nothing else does, say so by a link.
+
+        For whoever is about to publish a model and then use it: in between, the old one is to serve.
+        """
+        if not (self.root / CURRENT).is_symlink():
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._link(os.fspath(self.current()))
+
     def rollback(self) -> str:
         """Make the model serve that served before the current one; its name. Called again, it goes on backwards.
 

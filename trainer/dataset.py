@@ -51,6 +51,7 @@ class Found:
     path: Path
     label: str
     origin: Origin = Origin.PLACED
+    sha256: str | None = None  # of the content that the label was given to; None: whatever is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,16 @@ class Dataset:
         counts = Counter((example.label, example.side) for example in self.examples)
         return {label: {side.value: counts[label, side] for side in Side} for label in self.labels}
 
+    def sides_of_others(self, previous: Mapping[str, Side]) -> dict[str, list[str]]:
+        """Those photos in `previous` that are not here, by their side."""
+        here = {example.sha256 for example in self.examples}
+        return {
+            side.value: sorted(
+                digest for digest, met in previous.items() if met is side and digest not in here
+            )
+            for side in Side
+        }
+
     def fingerprint(self) -> str:
         """A hash of what is learned from: contents, labels, origins and sides, whatever the files are called."""
         lines = (
@@ -113,7 +124,7 @@ def find(folders: Sequence[Path], *, least_classes: int = 2) -> list[Found]:
         for class_folder in classes:
             # macOS writes the same name in another Unicode form than Linux; to a person they are one class.
             label = unicodedata.normalize("NFC", class_folder.name)
-            files = list(_files(class_folder))
+            files = list(files_below(class_folder))
             if not files:
                 empty[label] = class_folder
             found.extend(Found(path=path, label=label) for path in files)
@@ -129,11 +140,30 @@ def find(folders: Sequence[Path], *, least_classes: int = 2) -> list[Found]:
     return found
 
 
+def sides_met(told: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, Side]:
+    """The side of every photo that a model or one before it has met, from what its bundle.json says under "data"."""
+    return {
+        digest: Side(side)
+        for sides in (told.get("earlier_sides", {}), told.get("sides", {}))
+        for side, digests in sides.items()
+        for digest in digests
+    }
+
+
+def files_below(folder: Path) -> Iterable[Path]:
+    """Every file below `folder`, however deep, that is not hidden and in no hidden folder, in a fixed order."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(parent, name)
+
+
 def read_folder(folder: Path) -> list[Path]:
     """Every file below `folder` that is not hidden: photos of no class. Raises DataError when there are none."""
     if not folder.is_dir():
         raise errors.DataError(f"{folder}: no such folder of photos")
-    files = list(_files(folder))
+    files = list(files_below(folder))
     if not files:
         raise errors.DataError(f"{folder}: has no photos")
     return files
@@ -148,19 +178,29 @@ def assemble(
     """Examples of those files in `found` that `sha256` says are readable, split.
 
     `previous` gives the side of photos that a model has met before; they keep it, and so do their near-duplicates.
+    A photo that was met on another side than one that it now turns out to be a near-duplicate of is left out.
+
+    Where a person's label and a predicted one are there for the same bytes, the person's counts. Photos with
+    predicted labels are learned from only where their content's side is TRAIN, and are never on another: a model
+    must not be chosen by, or tested on, what one said itself.
+
     Raises DataError when a class has too few different photos.
     """
     found = list(found)
+    previous = previous or {}
     files: dict[str, list[Found]] = defaultdict(list)
     for photo in found:
-        if photo.path in sha256:
-            files[sha256[photo.path]].append(photo)
+        digest = sha256.get(photo.path)
+        if digest is not None and photo.sha256 in {None, digest}:
+            files[digest].append(photo)
+    for digest, photos in files.items():
+        files[digest] = [photo for photo in photos if photo.origin is not Origin.PREDICTED] or photos
     conflicts = {digest for digest, photos in files.items() if len({photo.label for photo in photos}) > 1}
     kept = {digest: photos[0] for digest, photos in sorted(files.items()) if digest not in conflicts}
-    digests = list(kept)
-    groups = _groups(digests, cache)
+    groups = _groups(list(kept), cache)
     labels = tuple(sorted({photo.label for photo in found}))
-    sides = _split(groups, {digest: kept[digest].label for digest in digests}, labels, previous or {})
+    known = {digest: kept[digest].label for digest in kept if kept[digest].origin is not Origin.PREDICTED}
+    sides = _split({digest: groups[digest] for digest in known}, known, labels, previous)
     members: dict[str, list[str]] = defaultdict(list)
     for digest, group in groups.items():
         members[group].append(digest)
@@ -172,10 +212,12 @@ def assemble(
                 label=kept[digest].label,
                 origin=kept[digest].origin,
                 sha256=digest,
-                group=groups[digest],
-                side=sides[groups[digest]],
+                group=group,
+                side=side,
             )
-            for digest in digests
+            for digest, group in groups.items()
+            if (side := sides.get(group) or _side(group)) is previous.get(digest, side)
+            and (digest in known or side is Side.TRAIN)
         ),
         copies=sum(len(photos) - 1 for digest, photos in files.items() if digest not in conflicts),
         conflicts=tuple(tuple(photo.path for photo in files[digest]) for digest in sorted(conflicts)),
@@ -183,14 +225,6 @@ def assemble(
             tuple(kept[digest].path for digest in group) for group in members.values() if len(group) > 1
         ),
     )
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(parent, name)
 
 
 def _groups(digests: list[str], cache: PhotoCache) -> dict[str, str]:

@@ -20,7 +20,7 @@ import torch
 
 import pawsort
 from pawsort import bundle, classifier, engine, errors, image, network, registry
-from trainer import calibrate, dataset, evaluate, export, fit, report, serving
+from trainer import calibrate, dataset, evaluate, export, fit, gate, report, serving
 from trainer.cache import PhotoCache
 from trainer.dataset import Side
 from trainer.listener import Listener
@@ -36,6 +36,7 @@ class Order:
     """What is to be made."""
 
     data: tuple[Path, ...]
+    found: tuple[dataset.Found, ...] = ()  # the photos, where they are not simply all those in `data`
     other: Path | None = None
     init: str = "imagenet"  # or "current", or a path
     models: Path = Path("models")
@@ -78,8 +79,20 @@ class Made:
         }
 
 
-def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: False) -> Made:
-    """Carry out an order. Raises DataError or ModelError, and fit.InterruptedFit when `stop` says so while training."""
+Gate = Callable[[Sequence[dataset.Example], Sequence[evaluate.Judged]], gate.Verdict]
+"""Told the test photos and what the new model says of them: shall it serve?"""
+
+
+def make(
+    order: Order,
+    listener: Listener,
+    stop: Callable[[], bool] = lambda: False,
+    pass_gate: Gate | None = None,
+) -> Made:
+    """Carry out an order. Raises DataError or ModelError, and fit.InterruptedFit when `stop` says so while training.
+
+    The new model becomes the current one if `pass_gate` lets it; without a gate, if it is the first one there.
+    """
     started = time.monotonic()
     shelf = registry.Registry(order.models)
     if (order.models / order.name).exists():
@@ -88,7 +101,7 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
 
     # ---- Find and decode the photos ----
     listener.stage("Reading photos")
-    found = dataset.find(order.data)
+    found = list(order.found) or dataset.find(order.data)
     others = dataset.read_folder(order.other) if order.other else []
     with PhotoCache(order.cache, short_side=CACHE_SHORT_SIDE) as cache:
         filled = cache.fill(
@@ -97,7 +110,8 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
             workers=order.workers,
             progress=listener.counted,
         )
-        data = dataset.assemble(found, filled.sha256, cache, previous=_previous_sides(order, shelf))
+        previous = _previous_sides(order, shelf)
+        data = dataset.assemble(found, filled.sha256, cache, previous=previous)
         train, validation = (
             serving.CachedPhotos(data.on(side), data.labels, cache) for side in (Side.TRAIN, Side.VALIDATION)
         )
@@ -167,6 +181,12 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
             "conflicts": len(data.conflicts),
             "near_duplicate_groups": len(data.near_duplicates),
             "sides": {side.value: [example.sha256 for example in data.on(side)] for side in Side},
+            # What a model before this one met and is gone now: it may come back, and is no stranger then.
+            "earlier_sides": data.sides_of_others(previous),
+            # To find them again. Where they lie is nobody's business in a model that is given away.
+            "folders": [os.path.relpath(folder, order.models) for folder in order.data]
+            if order.report_photos
+            else [],
         },
         "versions": _versions(),
     }
@@ -193,6 +213,13 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
         metrics.pop("other_auto_sorted_files")
     manifest["metrics"] = {"test": metrics, "validation": evaluate.metrics(validated.photos, data.labels)}
 
+    # ---- Is it to serve? ----
+    verdict = None
+    if pass_gate is not None:
+        listener.stage("Asking the old model about the same photos")
+        verdict = pass_gate(data.on(Side.TEST), tested.photos)
+        manifest["gate"] = verdict.document()
+
     # ---- Report and publish ----
     listener.stage("Writing the report")
     page = report.render(
@@ -202,18 +229,19 @@ def make(order: Order, listener: Listener, stop: Callable[[], bool] = lambda: Fa
         validated.photos,
         strangers.photos if strangers else (),
         filled.skipped,
+        verdict,
         photos=order.report_photos,
     )
     (staged / bundle.REPORT).write_text(page, encoding="utf-8")
     bundle.seal(staged, manifest)
     published = shelf.publish(staged, order.name)
-    first = not (order.models / registry.CURRENT).is_symlink()
-    if first:
+    serves = verdict.serves if verdict else not (order.models / registry.CURRENT).is_symlink()
+    if serves:
         shelf.use(order.name)
     checkpoint.unlink(missing_ok=True)
     return Made(
         bundle=bundle.load(published),
-        made_current=first,
+        made_current=serves,
         skipped=filled.skipped,
         metrics=metrics,
         seconds=time.monotonic() - started,
@@ -248,7 +276,10 @@ def _trained(
     if order.threads is not None:
         torch.set_num_threads(order.threads)
     device = _device(order.device)
-    model = network.build(len(data.labels), _initial_weights(order.init, shelf))
+    weights = _initial_weights(order.init, shelf)
+    model = network.build(len(data.labels), weights)
+    if order.init == "current":
+        _keep_head(model, data.labels, weights, bundle.load(shelf.current()).labels)
     watched = validation.views(order.size, ("centre",))[:1000, 0]
     if not order.resume:
         checkpoint.unlink(missing_ok=True)
@@ -311,6 +342,17 @@ def _initial_weights(init: str, shelf: registry.Registry) -> network.Weights:
     return network.read_weights(path / bundle.WEIGHTS if path.is_dir() else path)
 
 
+def _keep_head(
+    model: network.Network, labels: Sequence[str], weights: network.Weights, known: Sequence[str]
+) -> None:
+    """Give the outputs of classes that the model to start from knows, `known`, what it knows of them."""
+    with torch.no_grad():
+        for index, label in enumerate(labels):
+            if label in known:
+                model.fc.weight[index] = weights["fc.weight"][known.index(label)].float()
+                model.fc.bias[index] = weights["fc.bias"][known.index(label)].float()
+
+
 def _parent(order: Order, shelf: registry.Registry) -> str | None:
     return bundle.load(shelf.current()).name if order.init == "current" else None
 
@@ -319,8 +361,7 @@ def _previous_sides(order: Order, shelf: registry.Registry) -> dict[str, Side]:
     """The side of every photo that the model to start from has met; it keeps it, or the test would be none."""
     if order.init != "current":
         return {}
-    sides = bundle.read_manifest(shelf.current()).get("data", {}).get("sides", {})
-    return {digest: Side(side) for side, digests in sides.items() for digest in digests}
+    return dataset.sides_met(bundle.read_manifest(shelf.current()).get("data", {}))
 
 
 def _told(data: dataset.Dataset, decoded: int, skipped: Sequence[Skipped]) -> str:

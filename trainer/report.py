@@ -16,6 +16,7 @@ from pawsort import image
 from trainer import charts, reading
 from trainer.dataset import Dataset, Side
 from trainer.evaluate import Judged
+from trainer.gate import Verdict
 
 _THUMBNAIL = 168  # pixels, short side
 _MOST_SHOWN = 12  # photos a section
@@ -40,6 +41,7 @@ def render(
     validated: Sequence[Judged],
     strangers: Sequence[Judged] = (),
     skipped: Sequence[reading.Skipped] = (),
+    verdict: Verdict | None = None,
     *,
     photos: bool = True,
 ) -> str:
@@ -56,7 +58,9 @@ def render(
         highest=True,
     )
     taken = _ranked((photo for photo in strangers if photo.decision.label is not None), highest=True)
-    pictures = _thumbnails([*mistakes, *unsure, *suspects, *taken]) if photos else {}
+    broken = _ranked((pair.challenger for pair in verdict.broken), highest=True) if verdict else []
+    fixed = _ranked((pair.challenger for pair in verdict.fixed), highest=True) if verdict else []
+    pictures = _thumbnails([*mistakes, *unsure, *suspects, *taken, *broken, *fixed]) if photos else {}
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,6 +78,16 @@ def render(
         named=_named,
         skipped=skipped,
         sections=[
+            (
+                "What it breaks",
+                "Test photos that the model before it had right and this one has wrong.",
+                _cards(broken, labels, pictures),
+            ),
+            (
+                "What it fixes",
+                "Test photos that the model before it had wrong and this one has right.",
+                _cards(fixed, labels, pictures),
+            ),
             (
                 "Mistakes, the most confident first",
                 "Test photos whose likeliest class is not the folder they lie in.",

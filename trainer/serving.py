@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pawsort import decision, image, network
 from trainer import calibrate, dataset, export
 from trainer.cache import PhotoCache
+from trainer.dataset import Origin
 from trainer.listener import Listener
 
 VIEWS = ("centre", "whole", "centre-flipped", "whole-flipped")
@@ -19,6 +20,8 @@ VIEWS = ("centre", "whole", "centre-flipped", "whole-flipped")
 LOOKS = ((0,), (0, 1, 2, 3))
 # More would sharpen the statistics of the features no further, and cost time.
 _STATISTICS_PHOTOS = 600
+# How much a label counts that the daemon guessed and nobody took exception to; a person's counts 1.
+PREDICTED_TRUST = 1 / 3
 _CHECK_PHOTOS = 300  # training photos, beside all validation photos, that int8 is held against float on
 
 
@@ -30,7 +33,8 @@ class CachedPhotos:
         self._examples = examples
         targets = [labels.index(example.label) for example in examples]
         self.targets: NDArray[np.int64] = np.array(targets, dtype=np.int64)
-        self.weights: NDArray[np.float64] = np.ones(len(examples))
+        trust = [PREDICTED_TRUST if example.origin is Origin.PREDICTED else 1.0 for example in examples]
+        self.weights: NDArray[np.float64] = np.array(trust, dtype=np.float64)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """See fit.Photos."""
