@@ -1,4 +1,4 @@
-"""Build hook: a wheel carries the model that `models/current` names, as `pawsort/shipped`."""
+"""Build hook: a wheel carries the model that `models/current` names, and what `pawsort service` installs."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class ShippedModel(BuildHookInterface):
-    """Adds the model to a wheel, and leaves an editable install to find it in `models/`."""
+class ShippedFiles(BuildHookInterface):
+    """Adds them to a wheel, and leaves an editable install to find them where they are."""
 
     PLUGIN_NAME = "custom"
 
@@ -22,3 +22,6 @@ class ShippedModel(BuildHookInterface):
                 "and point models/current at it before building a wheel"
             )
         build_data["force_include"][str(model)] = "pawsort/shipped"
+        units = Path(self.root, "systemd")
+        for file in (*units.glob("*.in"), Path(self.root, "config.yaml")):
+            build_data["force_include"][str(file)] = f"daemon/units/{file.name}"

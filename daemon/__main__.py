@@ -258,6 +258,84 @@ def models(action: str, name: str | None, config_file: Path, *, as_json: bool) -
         terminal.print_models(registry.listing())
 
 
+@main.group()
+def service() -> None:
+    """Let systemd run pawsort: install, show or remove the service of this machine, or with --user one of your own."""
+
+
+user_option = click.option(
+    "--user", "own", is_flag=True, help="A service of your own, for which nobody needs root."
+)
+service_config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="The settings; left out, the usual place, where they are made when missing.",
+)
+program_option = click.option(
+    "--program",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A pawsort that is installed already and is to serve; nothing is installed then.",
+)
+
+
+@service.command()
+@user_option
+@service_config_option
+@program_option
+@click.option("--prefix", type=click.Path(path_type=Path), help="The folder that pawsort is installed into.")
+@click.option(
+    "--from", "wanted", metavar="WHEEL|FOLDER|REQUIREMENT", help="What is installed; left out, this pawsort."
+)
+@click.option("--retrain", is_flag=True, help="Also learn every night from what people did; takes PyTorch.")
+@_with_exit_codes
+def install(
+    *,
+    own: bool,
+    config_file: Path | None,
+    program: Path | None,
+    prefix: Path | None,
+    wanted: str | None,
+    retrain: bool,
+) -> None:
+    """Make the service, enable it and start it. Done again, it brings everything up to date."""
+    from daemon import installation
+
+    installation.install(
+        "user" if own else "system",
+        click.echo,
+        config_file=config_file,
+        prefix=prefix,
+        wanted=wanted,
+        program=program,
+        retrain=retrain,
+    )
+
+
+@service.command("show")
+@user_option
+@service_config_option
+@program_option
+@_with_exit_codes
+def show_units(*, own: bool, config_file: Path | None, program: Path | None) -> None:
+    """Print the units that `install` would write. Changes nothing."""
+    from daemon import installation
+
+    units = installation.shown("user" if own else "system", config_file=config_file, program=program)
+    for name, text in units.items():
+        click.echo(f"# {name}\n{text}")
+
+
+@service.command()
+@user_option
+@_with_exit_codes
+def remove(*, own: bool) -> None:
+    """Stop the service and remove it. Photos, ledger, models and settings stay."""
+    from daemon import installation
+
+    installation.remove("user" if own else "system", click.echo)
+
+
 def _print_json(document: object) -> None:
     json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
