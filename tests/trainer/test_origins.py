@@ -307,6 +307,25 @@ def test_of_two_filed_copies_in_two_folders_the_one_that_was_moved_counts(place)
     assert place.found() == {"one": ("middle", Origin.CORRECTED)}
 
 
+def test_of_two_filed_copies_each_renamed_in_its_folder_none_is_taken_for_moved(place):
+    for label in ("left", "right"):
+        place.move(place.file(f"{label}.jpg", label, data=b"one"), label, name="renamed.jpg")
+    survey = place.survey()
+    assert (survey.photos, survey.contradicted) == ((), ())
+
+
+def test_filed_copies_restored_from_a_backup_are_not_taken_for_moved(place):
+    for label in ("left", "right"):
+        path = place.file(f"{label}.jpg", label, data=b"one")
+        restored = path.with_name("restored.jpg")
+        restored.write_bytes(b"one")
+        path.unlink()
+        if label == "right":
+            restored.rename(path)
+    survey = place.survey()
+    assert (survey.photos, survey.contradicted) == ((), ())
+
+
 # -- Trust, names, speed ----------------------------------------------------------------------------
 
 
