@@ -7,16 +7,21 @@ import logging
 import logging.handlers
 import os
 import sys
+import time
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 import structlog
 
 if TYPE_CHECKING:
     from pawsort.config import Log
+
+# Level -> priority as in syslog(3), which systemd takes from the head of a line (sd-daemon(3)).
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
+SAME_AGAIN = 60.0  # seconds for which a library's message that comes again is not repeated
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -26,8 +31,8 @@ Fields = MutableMapping[str, Any]
 def set_up(log: Log) -> None:
     """Log to stderr, and to a file as well if `log` names one. Raises OSError when that cannot be opened.
 
-    On stderr: readable lines when it is a terminal or the settings say so, otherwise one JSON object a line. In the
-    file always JSON.
+    On stderr: readable lines when it is a terminal or the settings say so, otherwise one JSON object a line; each with
+    its priority where stderr is systemd's journal. In the file always JSON.
     """
     console = log.format == "console" or (log.format == "auto" and sys.stderr.isatty())
     processors: list[Any] = [
@@ -47,7 +52,7 @@ def set_up(log: Log) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log.level]),
-        logger_factory=lambda *_: _StderrLogger(),
+        logger_factory=lambda *_: _StderrLogger(priorities=_is_journal(sys.stderr)),
         cache_logger_on_first_use=True,
     )
     _bridge_libraries()
@@ -67,15 +72,34 @@ def readable(path: Path | str | bytes) -> str:
     )
 
 
+def _is_journal(stream: TextIO) -> bool:
+    """Whether what is written there goes to systemd's journal, which says so by device and inode (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 class _StderrLogger:
     """Looks sys.stderr up at each line, so that a progress bar may put itself in between."""
 
-    def msg(self, message: str) -> None:
-        # One write for the whole line, so that lines of several threads do not mix.
-        sys.stderr.write(message + "\n")
-        sys.stderr.flush()
+    def __init__(self, *, priorities: bool) -> None:
+        self._priorities = priorities
 
-    debug = info = warning = error = critical = exception = log = msg
+    def __getattr__(self, level: str) -> Callable[[str], None]:
+        """What writes a line of this level: info, error ..."""
+        if level not in PRIORITIES:
+            raise AttributeError(level)
+        head = f"<{PRIORITIES[level]}>" if self._priorities else ""
+
+        def write(message: str) -> None:
+            # One write for the whole line, so that lines of several threads do not mix.
+            lines = "".join(f"{head}{line}\n" for line in message.split("\n"))
+            sys.stderr.write(lines)
+            sys.stderr.flush()
+
+        return write
 
 
 class _FileCopy:
@@ -133,6 +157,17 @@ def _bridge_libraries() -> None:
 
 
 class _Bridge(logging.Handler):
+    """Passes a library's message on, and not again for a while: a fault that lasts must not flood the log."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._told: dict[tuple[str, str], float] = {}
+
     def emit(self, record: logging.LogRecord) -> None:
+        message, now = record.getMessage(), time.monotonic()
+        self._told = {said: when for said, when in self._told.items() if now - when < SAME_AGAIN}
+        if (record.name, message) in self._told:
+            return
+        self._told[record.name, message] = now
         level = "error" if record.levelno >= logging.ERROR else "warning"
-        getattr(structlog.get_logger(), level)("library", logger=record.name, message=record.getMessage())
+        getattr(structlog.get_logger(), level)("library", logger=record.name, message=message)

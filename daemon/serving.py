@@ -46,8 +46,15 @@ class ServingModel:
     def newer(self, *, asked: bool = False) -> Classifier | None:
         """The model that is to take over, loaded and verified; None when there is none.
 
-        `asked`: look again at one that was refused.
+        `asked`: look again at one that was refused, and say what came of it.
         """
+        candidate = self._look(asked=asked)
+        if asked:
+            serving = (candidate or self.classifier).bundle.name
+            log.info("reloaded", model=serving, problem=self.problem)
+        return candidate
+
+    def _look(self, *, asked: bool) -> Classifier | None:
         try:
             mark = self._mark()
         except errors.ModelError as error:

@@ -168,6 +168,38 @@ def test_what_libraries_say_becomes_lines_of_ours(log, capsys):
     assert "careful" in said[0]["message"]
 
 
+def test_a_library_that_repeats_itself_does_not_flood_the_log(log, capsys):
+    log()
+    for _ in range(1000):
+        logging.getLogger("somebody").warning("the disk is full")
+    logging.getLogger("somebody").warning("and now this")
+    assert [line["message"] for line in lines(capsys)] == ["the disk is full", "and now this"]
+
+
+def test_the_journal_is_told_how_grave_each_line_is_and_a_pipe_is_not():
+    script = (
+        "import os, sys, structlog; from daemon import logs; from pawsort.config import Log\n"
+        "if sys.argv[1] == 'journal':\n"
+        "    status = os.fstat(2)\n"
+        "    os.environ['JOURNAL_STREAM'] = f'{status.st_dev}:{status.st_ino}'\n"
+        "logs.set_up(Log()); log = structlog.get_logger()\n"
+        "log.info('ready'); log.warning('recovered'); log.error('degraded')"
+    )
+    said = {
+        where: subprocess.run(
+            [sys.executable, "-c", script, where], capture_output=True, check=True, text=True
+        ).stderr
+        for where in ("journal", "pipe")
+    }
+    assert [line[:3] for line in said["journal"].splitlines()] == ["<6>", "<4>", "<3>"]
+    assert [json.loads(line[3:])["event"] for line in said["journal"].splitlines()] == [
+        "ready",
+        "recovered",
+        "degraded",
+    ]
+    assert [line[:1] for line in said["pipe"].splitlines()] == ["{", "{", "{"]
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

@@ -1,0 +1,314 @@
+"""pawsort as a service, under a real systemd: installed, watched, restarted, fenced in, and taken away again."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+
+import drawn
+import machine as machines
+from harness import wait_until
+
+pytestmark = pytest.mark.slow
+
+PHOTOS = "/srv/pawsort"
+PAWSORT = "/opt/pawsort/bin/pawsort"
+CONFIG = "/etc/pawsort/config.yaml"
+
+
+@pytest.fixture(scope="module")
+def machine(root, tiny_model, tmp_path_factory):
+    """A machine on which pawsort was just made a service, with the tiny model."""
+    dist = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", dist, root]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = dist.glob("*.whl")
+    place = tmp_path_factory.mktemp("machine")
+    try:
+        with machines.booted(place, wheel) as machine:
+            machine.run("useradd", "--create-home", "alice")
+            models = machine.at("/var/lib/pawsort/models")
+            shutil.copytree(tiny_model.parent, models, symlinks=True)
+            # As if from an earlier installation.
+            machine.run("useradd", "--system", "--home-dir", "/var/lib/pawsort", "pawsort")
+            machine.run("chown", "--recursive", "pawsort:pawsort", "/var/lib/pawsort")
+            machine.told = machine.run(PAWSORT, "service", "install", "--retrain")
+            machine.run("usermod", "--append", "--groups", "pawsort", "alice")
+            faster(machine)
+            yield machine
+    except machines.UnavailableError as error:
+        pytest.skip(f"no machine with a systemd of its own can be had here: {error}")
+
+
+def faster(machine):
+    """Limits that a test can wait for."""
+    folder = machine.at("/etc/systemd/system/pawsort.service.d")
+    folder.mkdir()
+    (folder / "test.conf").write_text("[Service]\nWatchdogSec=3\nRestartSec=100ms\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "pawsort")
+
+
+@pytest.fixture(autouse=True)
+def running(machine):
+    """Each test begins with a service that runs and that systemd has nothing against."""
+    machine.run("systemctl", "reset-failed", "pawsort")
+    machine.run("systemctl", "start", "pawsort")
+    assert machine.property("SubState") == "running"
+
+
+def drop(machine, name, seed=1, user="alice"):
+    """Have a person copy a photo into the inbox, with a umask that lets nobody else read it."""
+    source = machine.at(f"/var/photos/{name}")
+    source.parent.mkdir(exist_ok=True)
+    drawn.write(source, drawn.draw("circles", seed))
+    source.chmod(0o644)
+    machine.run("sh", "-c", f"umask 077; cp /var/photos/{name} {PHOTOS}/inbox/", user=user)
+    return source.read_bytes()
+
+
+def filed(machine, name):
+    """The photo, once it is in its place."""
+    return wait_until(
+        lambda: [p for p in machine.at(PHOTOS).rglob(name) if p.parent.name != "inbox"], f"{name} filed"
+    )[0]
+
+
+def lines(machine, unit="pawsort"):
+    """Our own lines in the journal."""
+    found = []
+    for line in machine.journal(unit).splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def pid(machine):
+    return int(machine.property("MainPID"))
+
+
+def test_installing_tells_how_to_look_and_how_to_remove(machine):
+    assert "systemctl status pawsort" in machine.told
+    assert "pawsort service remove" in machine.told
+    assert f"wrote {CONFIG}" in machine.told
+
+
+def test_installing_again_changes_nothing_and_says_so(machine):
+    again = machine.run(PAWSORT, "service", "install", "--retrain")
+    assert "wrote" not in again
+    assert "made" not in again
+
+
+def test_it_is_ready_and_says_how_it_is(machine):
+    assert machine.property("ActiveState") == "active"
+    assert machine.property("StatusText").startswith("model shapes-1")
+    status = machine.run(PAWSORT, "status", "--config", CONFIG, "--json", user="pawsort")
+    assert json.loads(status)["ready"] is True
+
+
+def test_a_photo_that_another_user_drops_is_moved_and_stays_theirs(machine):
+    photo = drop(machine, "hers.jpg")
+    path = filed(machine, "hers.jpg")
+    assert path.read_bytes() == photo
+    status = path.stat()
+    alice = int(machine.run("id", "-u", "alice"))
+    assert status.st_uid == alice, "renamed, not copied"
+    line = next(line for line in lines(machine) if line.get("file") == "hers.jpg")
+    assert line["destination"] == f"{PHOTOS}/{path.relative_to(machine.at(PHOTOS))}"
+    # She may put it right herself.
+    machine.run("mv", line["destination"], f"{PHOTOS}/review/", user="alice")
+
+
+def test_whether_somebody_still_writes_is_known_of_other_people_s_photos_too(machine):
+    script = f"exec 3> {PHOTOS}/inbox/slow.jpg; cat /var/photos/slow.jpg >&3; sleep 60"
+    drop(machine, "first.jpg")
+    filed(machine, "first.jpg")
+    drawn.write(machine.at("/var/photos/slow.jpg"), drawn.draw("circles", 2))
+    machine.run("systemd-run", "--quiet", "--unit=writer", "--uid=alice", "sh", "-c", script)
+
+    def waiting():
+        status = machine.run(PAWSORT, "status", "--config", CONFIG, "--json", user="pawsort")
+        return json.loads(status)["waiting"].get("a writer has it open")
+
+    wait_until(waiting, "the writer noticed")
+    machine.run("systemctl", "stop", "writer")
+    filed(machine, "slow.jpg")
+
+
+def test_only_its_group_may_look_at_the_photos(machine):
+    machine.run("useradd", "bob")
+    assert "Permission denied" in machine.run("ls", f"{PHOTOS}/inbox", check=False, user="bob")
+    assert stat.S_IMODE(machine.at("/var/lib/pawsort").stat().st_mode) & 0o007 in {0, 5}
+
+
+def test_the_journal_knows_how_grave_a_line_is(machine):
+    drop(machine, "info.jpg", 3)
+    filed(machine, "info.jpg")
+    text = machine.run(
+        "journalctl", "--unit=pawsort", "--output=json", "--output-fields=PRIORITY,MESSAGE", "--no-pager"
+    )
+    priorities = {}
+    for line in map(json.loads, text.splitlines()):
+        if str(line["MESSAGE"]).startswith("{"):
+            priorities.setdefault(json.loads(line["MESSAGE"])["level"], set()).add(line["PRIORITY"])
+    assert priorities["info"] == {"6"}
+    machine.at(PHOTOS).joinpath("inbox").rename(machine.at(PHOTOS) / "away")
+    wait_until(lambda: "DEGRADED" in machine.property("StatusText"), "degraded")
+    (machine.at(PHOTOS) / "away").rename(machine.at(PHOTOS) / "inbox")
+    wait_until(lambda: "DEGRADED" not in machine.property("StatusText"), "recovered")
+    grave = machine.journal("pawsort", "--priority=err")
+    assert json.loads(grave.splitlines()[-1])["event"] == "degraded"
+
+
+def test_a_reload_takes_over_what_is_current_without_a_restart(machine):
+    before = pid(machine)
+    machine.run("systemctl", "reload", "pawsort")
+    wait_until(lambda: machine.property("ActiveState") == "active", "active again")
+    wait_until(lambda: any(line["event"] == "reloaded" for line in lines(machine)), "the reload told")
+    assert pid(machine) == before
+
+
+def test_a_daemon_that_is_stuck_is_restarted(machine):
+    before = pid(machine)
+    restarts = int(machine.property("NRestarts"))
+    machine.run("kill", "-STOP", str(before))
+    wait_until(lambda: int(machine.property("NRestarts")) > restarts, "restarted by the watchdog")
+    wait_until(lambda: machine.property("SubState") == "running", "running again")
+    assert "watchdog" in machine.journal().lower()
+    drop(machine, "after-watchdog.jpg")
+    filed(machine, "after-watchdog.jpg")
+
+
+def test_kill_9_in_the_middle_loses_nothing(machine):
+    names = [f"kill-{number}.jpg" for number in range(40)]
+    photos = {name: drop_many(machine, name, number) for number, name in enumerate(names)}
+    release(machine, names)
+    machine.run("kill", "-KILL", str(pid(machine)))
+    for name in names:
+        assert filed(machine, name).read_bytes() == photos[name]
+    assert not [p for p in machine.at(PHOTOS).joinpath("inbox").iterdir() if p.name in names]
+    done = machine.run("sqlite3", "/dev/null", ".exit", check=False)
+    assert done is not None
+
+
+def drop_many(machine, name, seed):
+    source = machine.at(f"/var/photos/{name}")
+    source.parent.mkdir(exist_ok=True)
+    drawn.write(source, drawn.draw("circles", seed))
+    source.chmod(0o644)
+    return source.read_bytes()
+
+
+def release(machine, names):
+    """All of them at once."""
+    paths = [f"/var/photos/{name}" for name in names]
+    machine.run("cp", *paths, f"{PHOTOS}/inbox/", user="alice")
+
+
+def test_stopped_under_load_it_ends_in_time_and_in_order(machine):
+    names = [f"load-{number}.jpg" for number in range(60)]
+    photos = {name: drop_many(machine, name, number) for number, name in enumerate(names)}
+    release(machine, names)
+    begun = time.monotonic()
+    machine.run("systemctl", "stop", "pawsort")
+    assert time.monotonic() - begun < 15
+    assert machine.property("Result") == "success"
+    assert lines(machine)[-1]["event"] == "stopped"
+    machine.run("systemctl", "start", "pawsort")
+    for name in names:
+        assert filed(machine, name).read_bytes() == photos[name]
+
+
+def test_broken_settings_fail_at_once_with_the_reason_and_are_not_tried_again(machine):
+    settings = machine.at(CONFIG)
+    text = settings.read_text()
+    settings.write_text(text + "\nthresold: 2\n")
+    try:
+        machine.run("systemctl", "stop", "pawsort")
+        restarts = machine.property("NRestarts")
+        assert "failed" in machine.run("systemctl", "start", "pawsort", check=False)
+        assert machine.property("ActiveState") == "failed"
+        assert machine.property("ExecMainStatus") == "2"
+        assert machine.property("NRestarts") in {restarts, "0"}
+        assert "thresold" in machine.journal("pawsort", "--lines=5")
+    finally:
+        settings.write_text(text)
+
+
+def test_what_does_not_come_up_is_not_tried_for_ever(machine):
+    drop_in = machine.at("/etc/systemd/system/pawsort.service.d/broken.conf")
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/bin/false\n")
+    try:
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "stop", "pawsort")
+        machine.run("systemctl", "reset-failed", "pawsort")
+        machine.run("systemctl", "start", "--no-block", "pawsort")
+        wait_until(lambda: "Start request repeated too quickly" in machine.journal(), "given up")
+        assert machine.property("ActiveState") == "failed"
+    finally:
+        drop_in.unlink()
+        machine.run("systemctl", "daemon-reload")
+
+
+def test_the_sandbox_lets_it_write_nowhere_else_and_talk_to_nobody(machine):
+    """Tried from inside: as a process that joins the service's own namespaces, with its own account."""
+    inside = [
+        "nsenter",
+        f"--target={pid(machine)}",
+        "--mount",
+        "--net",
+        "--wd=/",
+        "runuser",
+        "--user",
+        "pawsort",
+        "--",
+    ]
+
+    def try_(command):
+        return machine.run(*inside, "sh", "-c", command, check=False)
+
+    assert try_(f"touch {PHOTOS}/review/x && rm {PHOTOS}/review/x && echo fine") == "fine\n"
+    for place in ("/etc", "/usr", "/opt/pawsort", "/var/log", "/srv"):
+        assert "Read-only file system" in try_(f"touch {place}/x"), place
+    assert "Permission denied" in try_("ls /home")
+    assert [line.split(":")[0].strip() for line in try_("cat /proc/net/dev").splitlines()[2:]] == ["lo"]
+    status = machine.run("cat", f"/proc/{pid(machine)}/status")
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert facts["NoNewPrivs"] == "1"
+    assert facts["Seccomp"] == "2"
+    assert int(facts["CapEff"], 16) == int(facts["CapBnd"], 16) == 1 << 28, "CAP_LEASE alone"
+
+
+def test_the_timer_is_set_and_its_refresh_runs_fenced_in(machine):
+    assert machine.property("ActiveState", "pawsort-retrain.timer") == "active"
+    assert machine.property("NextElapseUSecRealtime", "pawsort-retrain.timer")
+    machine.run("systemctl", "start", "pawsort-retrain")
+    assert machine.property("Result", "pawsort-retrain") == "success"
+    assert "nothing new" in machine.journal("pawsort-retrain")
+
+
+def test_removing_leaves_photos_ledger_models_and_settings(machine):
+    drop(machine, "last.jpg", 9)
+    photo = filed(machine, "last.jpg")
+    told = machine.run(PAWSORT, "service", "remove")
+    assert "are where they were" in told
+    for path in (
+        "/opt/pawsort",
+        "/etc/systemd/system/pawsort.service",
+        "/etc/systemd/system/pawsort-retrain.timer",
+    ):
+        assert not machine.at(path).exists()
+    assert (
+        machine.run("systemctl", "show", "--value", "--property=LoadState", "pawsort").strip() == "not-found"
+    )
+    assert photo.is_file()
+    assert os.path.isfile(machine.at("/var/lib/pawsort/ledger.sqlite3"))
+    assert machine.at("/var/lib/pawsort/models/current").is_symlink()
+    assert machine.at(CONFIG).is_file()
