@@ -135,6 +135,12 @@ def test_a_folder_moved_in_with_all_that_is_in_it_is_seen(root, tmp_path):
         watcher.until_seen(root / "trip" / "day 1" / "c.jpg", finished=True)
 
 
+def test_a_folder_that_arrives_is_looked_into_whatever_events_told_of_its_files(root):
+    with watching(root) as watcher:
+        (root / "trip").mkdir()
+        watcher.until_rescanned("a folder arrived")
+
+
 def test_a_file_in_a_new_folder_is_seen_however_fast_it_follows(root):
     with watching(root) as watcher:
         for number in range(20):
