@@ -268,10 +268,9 @@ def test_a_scan_of_many_files_keeps_memory_flat(root):
     for number in range(5_000):
         os.mknod(root / f"{number}.jpg", 0o600 | stat.S_IFREG)
     box = Inbox(root, recursive=True, rescan_s=3600)
-    assert box.next(lambda _: False) is not None
     tracemalloc.start()
     try:
-        count = 1
+        count = 0
         while box.next(lambda _: False) is not None:
             count += 1
         _, peak = tracemalloc.get_traced_memory()
