@@ -14,15 +14,18 @@ DEV := $(VENV)/.installed-dev
 ASKED := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format bench service service-remove wheel clean
+.PHONY: help setup run test test-faults lint format bench wheel clean
+.PHONY: service service-user service-remove service-user-remove
 
 help:
 	@echo 'make run      sort the photos in the inbox, and go on watching it (settings: $(CONFIG); stop: Ctrl-C)'
 	@echo 'make test     run the tests; ARGS="-k name" picks some'
+	@echo 'make test-faults  the tests that crash it, starve it and cut its power, at full length'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into the style that lint checks'
 	@echo 'make bench    photos a second, held against the script that one would write; ARGS="--photos 200"'
-	@echo 'make service  let systemd run it for you, from login on; make service-remove undoes that'
+	@echo 'make service  let systemd run it for this machine (asks for root), make service-user for you alone;'
+	@echo '              make service-remove, make service-user-remove: undo that; photos, records and models stay'
 	@echo 'make setup    install all of it into $(VENV): the daemon, the trainer and the tools'
 	@echo 'make wheel    build dist/*.whl, which carries the model that models/current names'
 	@echo 'make clean    remove $(VENV) and what the tools left'
@@ -34,6 +37,9 @@ run: $(BASE)
 
 test: $(DEV)
 	$(BIN)/pytest $(ARGS)
+
+test-faults: $(DEV)
+	PAWSORT_FAULTS=full $(BIN)/pytest tests/faults $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -47,25 +53,20 @@ format: $(DEV)
 bench: $(DEV)
 	$(BIN)/python bench/backlog.py $(ARGS)
 
-UNIT := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/systemd/user/pawsort.service
+# Of the whole machine, which takes root, or of the person who types.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 service: $(BASE)
-	$(BIN)/pawsort check --config $(CONFIG)
-	@mkdir -p $(dir $(UNIT))
-	@sed -e 's|@PAWSORT@|$(abspath $(BIN)/pawsort)|' -e 's|@CONFIG@|$(abspath $(CONFIG))|' \
-	  systemd/pawsort.service.in > $(UNIT)
-	systemctl --user daemon-reload
-	systemctl --user enable pawsort.service
-	systemctl --user restart pawsort.service
-	@echo
-	@echo 'pawsort runs, and will whenever you are logged in (always: loginctl enable-linger).'
-	@echo 'To look:    systemctl --user status pawsort; journalctl --user --unit pawsort --follow'
-	@echo 'To remove:  make service-remove   (photos, records and models stay)'
+	$(SUDO) $(BIN)/pawsort service install
 
-service-remove:
-	systemctl --user disable --now pawsort.service
-	rm -f $(UNIT)
-	systemctl --user daemon-reload
+service-user: $(BASE)
+	$(BIN)/pawsort service install --user
+
+service-remove: $(BASE)
+	$(SUDO) $(BIN)/pawsort service remove
+
+service-user-remove: $(BASE)
+	$(BIN)/pawsort service remove --user
 
 wheel: $(DEV)
 	$(BIN)/python -m build --wheel

@@ -80,20 +80,3 @@ def test_without_the_package_that_makes_environments_it_names_it(checkout):
     assert answer.returncode != 0
     assert "apt-get install python3-venv" in answer.stderr
     assert not (checkout / ".venv").exists()
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-def test_systemd_understands_every_line_of_the_unit(root, tmp_path):
-    text = (root / "systemd" / "pawsort.service.in").read_text(encoding="utf-8")
-    unit = tmp_path / "pawsort.service"
-    unit.write_text(
-        text.replace("@PAWSORT@", shutil.which("true")).replace("@CONFIG@", str(tmp_path / "a b.yaml"))
-    )
-    answer = subprocess.run(
-        ["systemd-analyze", "verify", "--user", unit],
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (answer.returncode, answer.stderr) == (0, "")
