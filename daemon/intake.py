@@ -151,6 +151,7 @@ class Intake:
         self._leases = leases
         self._monotonic = monotonic
         self._clock = clock
+        self._started, self._started_monotonic = clock(), monotonic()
         self._waiting: OrderedDict[Path, _Sighting] = OrderedDict()
         self._left_alone: OrderedDict[Path, Identity] = OrderedDict()
         self.forgot_some = (
@@ -324,8 +325,12 @@ class Intake:
         return max(watched, self._age(identity))
 
     def _age(self, identity: Identity) -> float:
-        """Seconds since the last modification; 0 when that lies in the future, for then one of the clocks is wrong."""
-        return max(self._clock() - identity.mtime_ns / 1e9, 0.0)
+        """Seconds since the last modification; 0 when that lies in the future, for then one of the clocks is wrong.
+
+        A clock that was put forward while we ran makes nothing older than it is.
+        """
+        steady = self._started + self._monotonic() - self._started_monotonic
+        return max(min(self._clock(), steady) - identity.mtime_ns / 1e9, 0.0)
 
     def _drop(self, path: Path, reason: str) -> Ignore:
         self._waiting.pop(path, None)

@@ -226,6 +226,14 @@ def test_patience_with_a_time_in_the_future_ends_too(desk, clock, photo):
     assert desk.unfinished(examine(desk, photo), "the end is missing") is None
 
 
+@pytest.mark.parametrize("jump", [1e8, -1e8])
+def test_a_clock_that_jumps_while_we_run_ends_no_patience(desk, clock, photo, jump):
+    clock.wall += jump
+    assert desk.unfinished(examine(desk, photo), "the end is missing") is not None
+    clock.pass_by(PATIENCE)
+    assert desk.unfinished(examine(desk, photo), "the end is missing") is None
+
+
 def test_an_empty_file_is_an_upload_until_patience_ends(desk, clock, photo):
     photo.write_bytes(b"")
     touch(photo, clock.wall)
