@@ -232,17 +232,17 @@ class Inbox:
         with self._lock:
             if self._hints:
                 return self._hints.popitem(last=False)[1]
-        while (scan := self._scanning()) is not None:
-            entry = next(scan, None)
-            if entry is None:
-                self._finish_scan()
-                continue
+        scan = self._scanning()
+        for entry in scan or ():
             path = Path(entry.path)
             if known(path):
                 continue
             if self._rescans_done and (self._scan_reason in _LOSSES or _age(entry) > RECOVERY_AGE):
                 self.recovered_by_rescan += 1
             return Arrival(path=path, noticed_at=self._monotonic())
+        if scan is not None:
+            # The loop has its turn before the next scan, however soon that is due.
+            self._finish_scan()
         return None
 
     @property

@@ -19,14 +19,16 @@ from typing import IO, Any, Self
 import orjson
 import structlog
 
-from daemon import inbox
+from daemon import inbox, standing
 from daemon.logs import as_json, readable
-from pawsort import bundle, errors, ledger, registry
+from pawsort import errors, ledger
 from pawsort.config import Settings
 from pawsort.ledger import Counts
 
 FILE = "status.json"
 LOCK = "daemon.lock"
+LOCK_TRIES = 10
+LOCK_PAUSE = 0.05  # seconds between two of them
 READ_TRIES = 3
 READ_PAUSE = 0.05  # seconds between two of them
 STALE_AFTER = 15.0  # seconds without a sign of life after which a daemon that holds its lock counts as stuck
@@ -122,9 +124,15 @@ class Lock:
     def __enter__(self) -> Self:
         """Take the lock. Raises MachineError when another daemon has it."""
         stream = self._file.open("a+", encoding="ascii")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # `pawsort status` holds it for a moment, to see whether it is free.
+                time.sleep(LOCK_PAUSE)
+                continue
+            break
+        else:
             stream.seek(0)
             message = f"{self._file}: another pawsort works on these folders already (process {stream.read().strip()})"
             stream.close()
@@ -187,9 +195,10 @@ def report(settings: Settings) -> dict[str, Any]:
     """Everything `pawsort status` shows: the daemon's snapshot, the ledger's counts, the inbox as it is now."""
     running = is_running(settings.state)
     snapshot = read(settings.state) or {}
-    counts = _counts(settings.state / ledger.FILE)
+    now = time.time()
+    counts, rates = _counts(settings.state / ledger.FILE, now)
     waiting = backlog(settings.inbox, recursive=settings.recursive, skip=skipped_folders(settings))
-    silent_s = time.time() - snapshot.get("written", 0.0)
+    silent_s = now - snapshot.get("written", 0.0)
     problems: dict[str, str] = {}
     if running:
         problems |= snapshot.get("problems", {})
@@ -199,7 +208,8 @@ def report(settings: Settings) -> dict[str, Any]:
             # The one fault that the daemon cannot write down.
             problems["state"] = f"{readable(settings.state)}: read-only file system"
     live = snapshot if running else {}
-    return {
+    model = standing.model(settings, now)
+    found = {
         "ready": bool(live.get("ready")) and silent_s <= STALE_AFTER,
         "running": running,
         "pid": live.get("pid"),
@@ -213,14 +223,21 @@ def report(settings: Settings) -> dict[str, Any]:
         "review": counts.review,
         "rejected": counts.rejected,
         "by_label": dict(counts.by_label),
+        "filed_last": rates,
+        "review_waiting": standing.waiting_for_people(settings.review),
+        "rejected_waiting": standing.waiting_for_people(settings.rejected),
         "recovered_by_rescan": snapshot.get("recovered_by_rescan", 0),
         "last_rescan": snapshot.get("last_rescan"),
         "last_rescan_reason": snapshot.get("last_rescan_reason"),
         "last_photo": snapshot.get("last_photo"),
         "watch": live.get("watch"),
-        "model": live.get("model") or _serving_model(settings),
+        "model": live.get("model") or model["name"],
+        # Of the current one: another may serve for a moment before it is taken over.
+        "model_age_s": model["age_s"],
         "engine": live.get("engine") or settings.engine,
+        "disks": standing.disks(settings),
     }
+    return found | {"hints": standing.hints(found)}
 
 
 def skipped_folders(settings: Settings) -> frozenset[Path]:
@@ -228,17 +245,9 @@ def skipped_folders(settings: Settings) -> frozenset[Path]:
     return frozenset({settings.sorted, settings.review, settings.rejected, settings.state, settings.models})
 
 
-def _counts(file: Path) -> Counts:
+def _counts(file: Path, now: float) -> tuple[Counts, dict[str, int]]:
+    """All that was ever filed, and what was filed lately."""
     if not file.exists():
-        return Counts(by_label={})
+        return Counts(by_label={}), dict.fromkeys(standing.PERIODS, 0)
     with ledger.Ledger(file, read_only=True) as book:
-        return book.counts()
-
-
-def _serving_model(settings: Settings) -> str | None:
-    """The model that would serve if the daemon were started now."""
-    try:
-        folder = registry.Registry(settings.models).current()
-        return str(bundle.read_manifest(folder).get("name", folder.name))
-    except errors.ModelError:
-        return None
+        return book.counts(), standing.rates(book, now)

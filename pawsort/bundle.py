@@ -27,6 +27,7 @@ import numpy as np
 
 from pawsort import errors
 from pawsort.decision import Familiarity, Look, Rule
+from pawsort.render import VIEWS
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -229,6 +230,10 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> Bundle:
             _check_label(label)
         field = "input"
         views = tuple(str(view) for view in _list(manifest["input"]["views"]))
+        if unknown := sorted(set(views) - set(VIEWS)):
+            raise ValueError(
+                f"views {', '.join(unknown)} are unknown to this pawsort; it knows {', '.join(VIEWS)}"
+            )
         size = int(manifest["input"]["size"])
         if size <= 0:
             raise ValueError("wants a size above 0")

@@ -477,3 +477,11 @@ def test_a_file_that_goes_away_during_a_scan_is_no_error(root):
     with suppress(FileNotFoundError):
         entry.stat()
     assert inbox._age(entry) == 0.0
+
+
+def test_a_rescan_that_is_always_due_does_not_keep_the_loop_from_its_other_work(tmp_path):
+    box = inbox.Inbox(tmp_path, recursive=True, rescan_s=0.0)
+    for _ in range(3):
+        assert box.next(lambda _path: False) is None
+    (tmp_path / "photo.jpg").touch()
+    assert box.next(lambda _path: False) is not None

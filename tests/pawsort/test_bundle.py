@@ -265,3 +265,11 @@ def test_what_a_trainer_kept_private_can_be_read_by_the_daemons_account(copied):
     reseal(copied)
     modes = {path.stat().st_mode & 0o777 for path in copied.iterdir()}
     assert len(modes) == 1
+
+
+def test_a_view_that_nobody_knows_how_to_make_is_refused(copied):
+    manifest = json.loads((copied / bundle.MANIFEST).read_text())
+    manifest["input"]["views"][0] = "fisheye"
+    (copied / bundle.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(errors.ModelError, match=r"input: views fisheye are unknown"):
+        bundle.load(copied)
