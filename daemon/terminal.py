@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -122,20 +123,39 @@ def print_check(settings: Settings, findings: Sequence[Finding]) -> None:
 def print_status(report: Mapping[str, Any]) -> None:
     """A few lines about how things stand, and a hint when something is wrong."""
     console = Console(highlight=False)
-    problems = report["degraded"]
-    if not report["running"]:
-        console.print("[yellow]stopped[/yellow]  start it with `pawsort run`")
-    elif problems:
-        console.print(f"[red]degraded[/red]  process {report['pid']}")
-    elif report["ready"]:
-        console.print(f"[green]ready[/green]  process {report['pid']}")
-    else:
-        console.print(f"[yellow]starting or stopping[/yellow]  process {report['pid']}")
-    for key, problem in problems.items():
+    console.print(_condition(report))
+    for key, problem in report["degraded"].items():
         console.print(f"  [red]{escape(key)}[/red]  {escape(problem)}")
-    console.print(f"model    {escape(str(report['model']))} on {report['engine']}")
+    age = report["model_age_s"]
+    made = f", made {_duration(age)} ago" if age is not None else ""
+    console.print(f"model    {escape(str(report['model']))} on {report['engine']}{made}")
     if report["watch"]:
         console.print(f"watching {escape(report['watch'])}")
+    if report["last_rescan"]:
+        ago = _duration(max(time.time() - report["last_rescan"], 0.0))
+        told = f"rescan   {ago} ago ({report['last_rescan_reason']}); {report['recovered_by_rescan']}"
+        console.print(f"{escape(told)} found that no event had told of")
+    _print_counts(console, report)
+    if report["last_photo"]:
+        console.print(f"last     {escape(report['last_photo'])}")
+    for disk in report["disks"]:
+        colour = "red" if disk["nearly_full"] else "default"
+        room = f"[{colour}]{decimal(disk['free_bytes'])} left[/{colour}] of {decimal(disk['total_bytes'])}"
+        console.print(f"disk     {room}: {escape(disk['folder'])}", soft_wrap=True)
+    for hint in report["hints"]:
+        console.print(f"[yellow]hint[/yellow]     {escape(hint)}", soft_wrap=True)
+
+
+def _condition(report: Mapping[str, Any]) -> str:
+    if not report["running"]:
+        return "[yellow]stopped[/yellow]  start it with `pawsort run`"
+    if report["degraded"]:
+        return f"[red]degraded[/red]  process {report['pid']}"
+    word = "[green]ready[/green]" if report["ready"] else "[yellow]starting or stopping[/yellow]"
+    return f"{word}  process {report['pid']}"
+
+
+def _print_counts(console: Console, report: Mapping[str, Any]) -> None:
     oldest = report["oldest_waiting_s"]
     since = f", the oldest for {_duration(oldest)}" if oldest is not None else ""
     console.print(f"backlog  {report['backlog']}{since}")
@@ -145,10 +165,11 @@ def print_status(report: Mapping[str, Any]) -> None:
         console.print(f"         longest: {escape(report['longest_waiting'])}")
     labels = ", ".join(f"{label} {count}" for label, count in sorted(report["by_label"].items()))
     console.print(f"sorted   {report['sorted']}" + (f"  ({escape(labels)})" if labels else ""))
-    console.print(f"review   {report['review']}")
-    console.print(f"rejected {report['rejected']}")
-    if report["last_photo"]:
-        console.print(f"last     {escape(report['last_photo'])}")
+    for outcome in ("review", "rejected"):
+        waiting = report[f"{outcome}_waiting"]
+        console.print(f"{outcome:8} {report[outcome]}" + (f"  ({waiting} to look at)" if waiting else ""))
+    lately = ", ".join(f"{count} in the last {period}" for period, count in report["filed_last"].items())
+    console.print(f"lately   {lately}")
 
 
 def print_rows(rows: Sequence[Row]) -> None:

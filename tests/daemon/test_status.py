@@ -191,6 +191,40 @@ def test_our_own_folders_inside_the_inbox_are_no_backlog(place):
     assert found == status.Backlog(files=0, oldest_s=None)
 
 
+def test_what_was_filed_lately_is_counted_by_minute_hour_and_day(settings, place, arrive, monkeypatch):
+    now = time.time()
+    for age in (0, 120, 7200, 200_000):
+        monkeypatch.setattr(time, "time", lambda age=age: now - age)
+        place.filing.file([arrive(f"{age}.jpg")])
+        monkeypatch.undo()
+    assert report(settings)["filed_last"] == {"minute": 1, "hour": 2, "day": 3}
+
+
+def test_what_a_person_has_to_look_at_is_what_lies_there_now(settings, place, arrive):
+    place.filing.file([arrive("a.jpg", event="review"), arrive("b.jpg", event="rejected", reason="corrupt")])
+    found = report(settings)
+    assert (found["review_waiting"], found["rejected_waiting"]) == (1, 1)
+    (place.folders.review / "a.jpg").unlink()
+    found = report(settings)
+    assert (found["review"], found["review_waiting"]) == (1, 0)
+
+
+def test_room_left_is_told_once_a_disk(settings, place):
+    (disk,) = report(settings)["disks"]
+    assert 0 < disk["free_bytes"] < disk["total_bytes"]
+
+
+def test_photos_that_nobody_sorts_are_worth_a_hint(settings, place):
+    assert report(settings)["hints"] == []
+    (place.inbox / "a.jpg").write_bytes(b"photo")
+    (hint,) = report(settings)["hints"]
+    assert "1 photos wait" in hint
+
+
+def test_the_age_of_the_model_is_told(settings):
+    assert report(settings)["model_age_s"] > 0
+
+
 # Problems
 
 

@@ -1,4 +1,6 @@
 import importlib.util
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -93,3 +95,15 @@ def test_weights_for_another_number_of_classes_are_refused(trained):
 def test_a_compiled_model_is_kept_in_the_cache_folder_when_one_is_given(trained, tmp_path):
     open_engine("openvino", trained, cache=tmp_path / "cache")
     assert any((tmp_path / "cache").iterdir())
+
+
+def test_openvino_is_loaded_without_the_package_that_reports_usage(trained, tmp_path):
+    """It would leave a number for this machine in the home folder, and be ready to send."""
+    script = (
+        "import sys; from pathlib import Path; from pawsort import bundle, engine\n"
+        "engine.open_engine('openvino', bundle.load(Path(sys.argv[1])))\n"
+        "assert sys.modules['openvino_telemetry'] is None"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script, trained.path], check=True, env=environment)
+    assert not list(tmp_path.iterdir())
