@@ -167,14 +167,13 @@ class Registry:
         """Remove the oldest models until `keep` are left; the names of those removed.
 
         Never the current one, its parent, or one whose name is in `spare`, be there more than `keep` of them or not.
+        Raises ModelError when nobody can say which one is current.
         """
         for rest in self.root.glob(".*.gone"):
             shutil.rmtree(rest)
-        serving = self._serving()
+        current = self.current()
         names = self.names()
-        if serving is None or serving not in names:
-            return []  # then nobody can say whose parent is whose
-        spared = {serving, bundle.read_manifest(self.root / serving).get("parent"), *spare}
+        spared = {current.name, bundle.read_manifest(current).get("parent"), *spare}
         removable = [name for name in names if name not in spared]
         removed = removable[: max(len(names) - keep, 0)]
         for name in removed:

@@ -345,3 +345,21 @@ def test_what_a_broken_off_removal_left_is_no_model_and_is_removed_by_the_next(m
     assert models.names() == ["one"]
     models.prune(5)
     assert not (models.root / ".two.gone").exists()
+
+
+def test_refused_models_are_pruned_beside_the_shipped_one_too(models, trained, shipped):
+    for age, name in enumerate("abc"):
+        os.utime(refused(models, trained, name), (1000 + age, 1000 + age))
+    assert models.prune(2) == ["a"]
+    assert models.current() == shipped
+
+
+def test_the_shipped_model_serves_on_while_a_new_one_is_published_and_can_be_gone_back_to(
+    models, trained, shipped
+):
+    models.hold_current()
+    publish(models, trained, "one")
+    assert models.current() == shipped
+    models.use("one")
+    models.rollback()
+    assert models.current() == shipped
