@@ -23,7 +23,7 @@ help:
 	@echo 'make test-faults  the tests that crash it, starve it and cut its power, at full length'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into the style that lint checks'
-	@echo 'make bench    photos a second, held against the script that one would write; ARGS="--photos 200"'
+	@echo 'make bench    photos a second, held against the script that one would write (ARGS="--photos 200"); then the trainer'
 	@echo 'make service  let systemd run it for this machine (asks for root), make service-user for you alone;'
 	@echo '              make service-remove, make service-user-remove: undo that; photos, records and models stay'
 	@echo 'make setup    install all of it into $(VENV): the daemon, the trainer and the tools'
@@ -52,6 +52,7 @@ format: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python bench/backlog.py $(ARGS)
+	$(BIN)/python bench/training.py
 
 # Of the whole machine, which takes root, or of the person who types.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
