@@ -54,20 +54,24 @@ bench: $(DEV)
 	$(BIN)/python bench/backlog.py $(ARGS)
 	$(BIN)/python bench/training.py
 
-# Of the whole machine, which takes root, or of the person who types.
+# Of the whole machine, which takes root, or of the person who types. ARGS=--retrain learns every night as well.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# The environment that a service gets for itself holds the versions that are tested here.
+SERVICE := env PIP_CONSTRAINT=$(abspath constraints.txt) $(abspath $(BIN)/pawsort) service
+# Settings that are named are served where they lie; config.yaml itself is for trying pawsort out.
+NAMED := $(if $(filter file,$(origin CONFIG)),,--config $(abspath $(CONFIG)))
 
 service: $(BASE)
-	$(SUDO) $(BIN)/pawsort service install
+	$(SUDO) $(SERVICE) install $(NAMED) $(ARGS)
 
 service-user: $(BASE)
-	$(BIN)/pawsort service install --user
+	$(SERVICE) install --user $(NAMED) $(ARGS)
 
 service-remove: $(BASE)
-	$(SUDO) $(BIN)/pawsort service remove
+	$(SUDO) $(SERVICE) remove
 
 service-user-remove: $(BASE)
-	$(BIN)/pawsort service remove --user
+	$(SERVICE) remove --user
 
 wheel: $(DEV)
 	$(BIN)/python -m build --wheel
