@@ -86,8 +86,17 @@ class StatusFile:
 
     def write(self, snapshot: Snapshot) -> None:
         """Replace the file. Raises OSError."""
-        self._temporary.write_text(as_json(asdict(snapshot)), encoding="utf-8")
-        self._temporary.replace(self._file)
+        words = as_json(asdict(snapshot)).encode()
+        try:
+            self._temporary.write_bytes(words)
+        except OSError:
+            # No room for a second file, which is what has to be told: over the old one, which has its room already.
+            self._temporary.unlink(missing_ok=True)
+            with self._file.open("r+b", buffering=0) as stream:
+                stream.write(words)
+                stream.truncate()
+        else:
+            self._temporary.replace(self._file)
 
 
 class Problems:
