@@ -91,7 +91,10 @@ def install(
     _demand_root(flavour)
     _systemctl(flavour, "--version")
     config_file = (config_file or usual.config).absolute()
+    # What was asked for once stays, until it is removed.
+    retrain = retrain or any((usual.units / name).exists() for name in units.RETRAIN)
     if flavour == "system":
+        os.umask(0o022)  # or a strict root would make programs that the account cannot run
         _make_account(say)
     if program is None:
         prefix = (prefix or usual.prefix).absolute()
