@@ -168,3 +168,30 @@ def test_real_photos_are_sorted_into_the_folders_of_their_classes(run, inbox, tm
     for name in right:
         path = photos[name]
         assert (tmp_path / "sorted" / path.parent.name / name).read_bytes() == path.read_bytes()
+
+
+def test_the_wheel_alone_can_make_itself_a_service(run):
+    answer = run("pawsort", "service", "show")
+    assert answer.returncode == 0, answer.stderr
+    assert "ExecStart=/opt/pawsort/bin/pawsort run --config /etc/pawsort/config.yaml" in answer.stdout
+    assert "OnCalendar=" in answer.stdout
+    settings = run("python", "-c", "from daemon import units; print(units.source('config.yaml'))")
+    assert "inbox: inbox" in settings.stdout
+
+
+def test_a_service_gets_an_environment_of_its_own_and_takes_nobody_else_s(run, built, tmp_path):
+    """Without the dependencies, which the environment above has already shown to install."""
+    script = (
+        "import os, sys; from pathlib import Path; from daemon import installation\n"
+        "os.environ['PIP_NO_DEPS'] = '1'\n"
+        "installation._make_prefix('user', Path(sys.argv[1]), sys.argv[2], print, retrain=False)"
+    )
+    for _ in range(2):  # the second time, over the first
+        answer = run("python", "-c", script, tmp_path / "prefix", built[0])
+        assert answer.returncode == 0, answer.stderr
+        assert (tmp_path / "prefix" / "bin" / "pawsort").is_file()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    answer = run("python", "-c", script, tmp_path / "other", built[0])
+    assert "is not empty, and not ours" in answer.stderr
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
