@@ -117,7 +117,7 @@ def test_interrupted_fit_resumes_to_a_model_and_json_is_all_there_is_on_stdout(c
         "--name",
         "shapes",
         "--epochs",
-        30,
+        9,
         "--json",
     ]
     process = command.start(*call)
@@ -133,7 +133,7 @@ def test_interrupted_fit_resumes_to_a_model_and_json_is_all_there_is_on_stdout(c
     assert "go on with --resume" in told
     assert checkpoint.exists()
 
-    other = command(*call[:-2], 29, "--json", "--resume")
+    other = command(*call[:-2], 8, "--json", "--resume")
     assert other.returncode == 2
     assert "another run (recipe differ)" in other.stderr
 
