@@ -64,6 +64,11 @@ class OpenVinoEngine:
             )
             raise errors.ModelError(message) from error
 
+        # OpenVINO would hand what is no XML, of anybody's making, to its readers for TensorFlow, ONNX and others.
+        with bundle.graph.open("rb") as stream:
+            if stream.read(5) != b"<?xml":
+                raise errors.ModelError(f"{bundle.graph}: is no OpenVINO graph; make the model again")
+
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
