@@ -87,7 +87,9 @@ def move(source: Path, destination: Path, identity: Identity, *, part: Path, sha
 
 def _take_back(destination: Path, source: Path) -> None:
     """Put a file that was moved by mistake back where it came from, beside whatever has taken its name meanwhile."""
-    for name in itertools.chain((source.name,), (f"{source.stem}-{n}{source.suffix}" for n in itertools.count(1))):
+    for name in itertools.chain(
+        (source.name,), (f"{source.stem}-{n}{source.suffix}" for n in itertools.count(1))
+    ):
         try:
             rename_exclusively(destination, source.with_name(name))
         except NameTakenError:
