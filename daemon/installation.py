@@ -13,26 +13,21 @@ import pwd
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
-from daemon import units
+from daemon import programs, units
+from daemon.programs import Say
 from daemon.units import Flavour, Layout
-from pawsort import __version__, config, errors
+from pawsort import config, errors
 
 ACCOUNT: Final = "pawsort"
-MARK: Final = ".made-by-pawsort"  # in a prefix that was made here, and that may therefore be removed
 OWN_FOLDER: Final = 0o2770  # for the account and its group; what is made inside belongs to the group again
 HOLDING_FOLDER: Final = 0o2750
 STATE_FOLDER: Final = 0o0750
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +93,7 @@ def install(
         _make_account(say)
     if program is None:
         prefix = (prefix or usual.prefix).absolute()
-        _make_prefix(flavour, prefix, wanted, say, retrain=retrain)
+        programs.make_environment(flavour, prefix, wanted, say, retrain=retrain)
         program = prefix / "bin" / "pawsort"
     elif prefix is not None:
         raise errors.ConfigError(
@@ -161,7 +156,7 @@ def remove(flavour: Flavour, say: Say) -> None:
         (folder / name).unlink()
         say(f"removed {folder / name}")
     _systemctl(flavour, "daemon-reload")
-    if prefix is not None and (prefix / MARK).exists():
+    if prefix is not None and (prefix / programs.MARK).exists():
         shutil.rmtree(prefix)
         say(f"removed {prefix}")
     say("Photos, ledger, models and settings are where they were.")
@@ -185,7 +180,9 @@ def _make_account(say: Say) -> None:
         return
     home, shell = str(places("system").state), "/usr/sbin/nologin"
     known = ["--gid", ACCOUNT] if _group_exists() else ["--user-group"]
-    _run(["useradd", "--system", *known, "--home-dir", home, "--no-create-home", "--shell", shell, ACCOUNT])
+    programs.run(
+        ["useradd", "--system", *known, "--home-dir", home, "--no-create-home", "--shell", shell, ACCOUNT]
+    )
     say(f"made the account and the group {ACCOUNT}")
 
 
@@ -195,71 +192,6 @@ def _group_exists() -> bool:
     except KeyError:
         return False
     return True
-
-
-def _make_prefix(flavour: Flavour, prefix: Path, wanted: str | None, say: Say, *, retrain: bool) -> None:
-    """An environment of its own for the service, so that nothing else on the machine changes what it runs."""
-    if Path(sys.prefix).resolve() == prefix.resolve() and wanted is None:
-        return  # we are the installed ones: only settings and units are brought up to date
-    if prefix.exists() and any(prefix.iterdir()) and not (prefix / MARK).exists():
-        raise errors.ConfigError(f"{prefix}: is not empty, and not ours; choose another with --prefix")
-    wanted = wanted or _own_source()
-    extras = "heic,train" if retrain else "heic"
-    target = (
-        f"{wanted}[{extras}]" if Path(wanted).exists() else re.sub(r"^([\w.-]+)", rf"\1[{extras}]", wanted)
-    )
-    say(f"installing {target} into {prefix} ...")
-    python = prefix / "bin" / "python"
-    if not python.exists():
-        base = _python(flavour)
-        _run(
-            [base, "-c", "import ensurepip, venv"],
-            remedy="on Debian and Ubuntu: apt-get install python3-venv",
-        )
-        prefix.mkdir(parents=True, exist_ok=True)
-        (prefix / MARK).touch()
-        _run([base, "-m", "venv", prefix])
-    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, target])
-    # pip takes the same version for the same thing; it may be a newer build.
-    _run([*pip, "--force-reinstall", "--no-deps", wanted])
-
-
-def _own_source() -> str:
-    """What this program was installed from, as pip recorded it (PEP 610), or this version from the package index."""
-    recorded = metadata.distribution("pawsort").read_text("direct_url.json")
-    if recorded is None:
-        return f"pawsort=={__version__}"
-    parts = urlsplit(json.loads(recorded)["url"])
-    if parts.scheme != "file":
-        return f"pawsort @ {parts.geturl()}"
-    path = unquote(parts.path)
-    if not os.path.exists(path):
-        raise errors.ConfigError(
-            f"{path}: pawsort was installed from here, and it is gone; name a wheel or a folder with --from"
-        )
-    return path
-
-
-def _python(flavour: Flavour) -> str:
-    """A Python for the prefix: this one, unless the service could not see it."""
-    named = [
-        shutil.which(name, path=os.defpath) for name in ("python3", "python3.11", "python3.12", "python3.13")
-    ]
-    # What this environment was made with, as venv knows it.
-    this: str = sys._base_executable  # type: ignore[attr-defined]  # noqa: SLF001
-    found = [this, *(path for path in named if path)]
-    for path in found:
-        real = Path(os.path.realpath(path))
-        if flavour == "system" and any(real.is_relative_to(home) for home in units.HOMES):
-            continue
-        wanted = "import sys; sys.exit(sys.version_info < (3, 11))"
-        if subprocess.run([path, "-c", wanted], check=False, capture_output=True).returncode == 0:
-            return path
-    raise errors.MachineError(
-        "no Python 3.11 or newer outside of home folders, into which a service of the machine does not see; "
-        "install one (on Debian and Ubuntu: apt-get install python3-venv)"
-    )
 
 
 # -- Settings and folders ---------------------------------------------------------------------------
@@ -323,7 +255,7 @@ def _open_to_group(folder: Path, say: Say) -> None:
         )
         return
     try:
-        _run(["setfacl", "--default", "--modify", entries, folder])
+        programs.run(["setfacl", "--default", "--modify", entries, folder])
     except errors.MachineError as error:
         say(f"note: {error}; photos that come with a strict umask stay unreadable there")
 
@@ -372,21 +304,10 @@ def _start(flavour: Flavour, started: Sequence[str]) -> None:
 def _systemctl(flavour: Flavour, *arguments: str, may_fail: str | None = None) -> None:
     """Raises MachineError unless it works, or fails with the message `may_fail`."""
     try:
-        _run(["systemctl", *(["--user"] if flavour == "user" else []), *arguments])
+        programs.run(["systemctl", *(["--user"] if flavour == "user" else []), *arguments])
     except errors.MachineError as error:
         if may_fail is None or may_fail not in str(error):
             raise
-
-
-def _run(command: Sequence[str | Path], *, remedy: str = "") -> None:
-    shortly = " ".join(str(part) for part in command)
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise errors.MachineError(f"{command[0]}: there is no such program on this machine") from error
-    if answer.returncode:
-        said = (answer.stderr.strip() or answer.stdout.strip())[-2000:]
-        raise errors.MachineError("\n".join(part for part in (f"`{shortly}` failed: {said}", remedy) if part))
 
 
 def _recorded_prefix(unit: Path) -> Path | None:

@@ -30,17 +30,19 @@ class Machine:
         self.folder = folder
         self._leader = leader
 
-    def run(self, *command: str | Path, check: bool = True, user: str | None = None) -> str:
+    def run(
+        self, *command: str | Path, check: bool = True, user: str | None = None, timeout: float = 120
+    ) -> str:
         """Run a program in it to its end, as root or as `user`; gives what it said."""
         if user is not None:
             command = ("runuser", "--user", user, "--", *command)
-        enter = ["nsenter", f"--target={self._leader}", "--all", "--wd=/"]
+        enter = ["nsenter", f"--target={self._leader}", "--all", "env", "--chdir=/"]
         answer = subprocess.run(
             [*enter, *command],
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=timeout,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
         )
         said = answer.stdout + answer.stderr
@@ -112,7 +114,16 @@ def _install(wheel: Path, root: Path) -> None:
 
 
 def _boot(stack: contextlib.ExitStack, place: Path, root: Path) -> Machine:
-    command = ["systemd-nspawn", "--quiet", f"--directory={root}", "--link-journal=no", "--register=no"]
+    # Nothing of it outlives the tests, however they end.
+    command = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "systemd-nspawn",
+        "--quiet",
+        f"--directory={root}",
+        "--link-journal=no",
+        "--register=no",
+    ]
     command += ["--keep-unit", "--private-network", "--console=pipe", f"--machine=pawsort-test-{os.getpid()}"]
     command += [f"--bind-ro={sys.base_prefix}:{PYTHON}"]
     command += [f"--bind-ro={sysconfig.get_paths()['purelib']}:{DEPENDENCIES}"]
@@ -122,7 +133,6 @@ def _boot(stack: contextlib.ExitStack, place: Path, root: Path) -> Machine:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
     )
 
     def end() -> None:

@@ -182,9 +182,9 @@ def test_the_wheel_alone_can_make_itself_a_service(run):
 def test_a_service_gets_an_environment_of_its_own_and_takes_nobody_else_s(run, built, tmp_path):
     """Without the dependencies, which the environment above has already shown to install."""
     script = (
-        "import os, sys; from pathlib import Path; from daemon import installation\n"
+        "import os, sys; from pathlib import Path; from daemon import programs\n"
         "os.environ['PIP_NO_DEPS'] = '1'\n"
-        "installation._make_prefix('user', Path(sys.argv[1]), sys.argv[2], print, retrain=False)"
+        "programs.make_environment('user', Path(sys.argv[1]), sys.argv[2], print, retrain=False)"
     )
     for _ in range(2):  # the second time, over the first
         answer = run("python", "-c", script, tmp_path / "prefix", built[0])
