@@ -85,6 +85,8 @@ class Outcome:
     def told(self) -> str:
         """For a person."""
         if self.made is None:
+            if not sum(count for origin, count in self.origins.items() if origin != Origin.PREDICTED):
+                return "nothing to learn from: nobody has placed, moved or confirmed a sorted photo yet"
             return f"nothing new since the last refresh; {self.champion} goes on serving"
         gate, name = self.gate, self.made.bundle.name
         report = self.made.bundle.path / bundle.REPORT

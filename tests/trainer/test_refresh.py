@@ -258,6 +258,16 @@ def test_a_photo_that_is_deleted_or_changed_in_base_data_is_something_new(home, 
     assert refresh.look(settings).fingerprint == without
 
 
+def test_where_nobody_said_anything_yet_there_is_nothing_to_learn_from(home):
+    drawn.write_folder(home.inbox, "circles", 3, size=80, seed=74)
+    home.call("run", "--once", check=True)
+    told = home.train("refresh")
+    assert (told.returncode, told.stdout) == (
+        0,
+        "nothing to learn from: nobody has placed, moved or confirmed a sorted photo yet\n",
+    )
+
+
 # -- Alone, quickly, out of the way -----------------------------------------------------------------
 
 
