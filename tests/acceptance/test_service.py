@@ -314,6 +314,29 @@ def test_a_refresh_learns_from_people_and_the_daemon_takes_its_model_over_withou
     assert pid(machine) == before
 
 
+def test_a_service_of_one_s_own_takes_no_root_and_sorts_in_the_home_folder(machine):
+    machine.run("useradd", "--create-home", "carol")
+    number = machine.run("id", "-u", "carol").strip()
+    # As when she logs in.
+    machine.run("systemctl", "start", "dbus", "systemd-logind", f"user@{number}")
+
+    def hers(*command):
+        return machine.run(
+            "env", "HOME=/home/carol", f"XDG_RUNTIME_DIR=/run/user/{number}", *command, user="carol"
+        )
+
+    told = hers(PAWSORT, "service", "install", "--user", "--program", PAWSORT)
+    assert "enable-linger" in told
+    assert hers("systemctl", "--user", "is-active", "pawsort").strip() == "active"
+    photos = machine.at("/home/carol/pawsort")
+    photos_of(machine, ["carols.jpg"])
+    hers("cp", "/var/photos/carols.jpg", "/home/carol/pawsort/inbox/")
+    wait_until(lambda: [p for p in photos.rglob("carols.jpg") if p.parent.name != "inbox"], "her photo filed")
+    hers(PAWSORT, "service", "remove", "--user")
+    assert not machine.at("/home/carol/.config/systemd/user/pawsort.service").exists()
+    assert list(photos.rglob("carols.jpg"))
+
+
 def test_removing_leaves_photos_ledger_models_and_settings(machine):
     drop(machine, "last.jpg")
     photo = filed(machine, "last.jpg")
