@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from ground import Ground
+from harness import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -48,6 +49,13 @@ class Disk:
 
     def unmount(self) -> None:
         subprocess.run(["umount", str(self.folder)], check=True)
+        # Where another mount namespace holds it, the next mount would be of the very file system that was shut down.
+        wait_until(lambda: not self._loop_devices(), f"{self._image} let go of")
+
+    def _loop_devices(self) -> str:
+        return subprocess.run(
+            ["losetup", "--associated", str(self._image)], check=True, capture_output=True, text=True
+        ).stdout
 
     def write_back(self) -> None:
         subprocess.run(["sync", "--file-system", str(self.folder)], check=True)
