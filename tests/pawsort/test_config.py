@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = {
     ("threshold",),
     ("decoders",),
+    ("metrics",),
     ("log", "file"),
     ("trainer", "other"),
     ("trainer", "trust_after_days"),
