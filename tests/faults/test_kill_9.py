@@ -54,7 +54,7 @@ def kill_sometime(box, command: list[str], chance: random.Random) -> str:
     if stage < 0.2:  # at its start, which includes the recovery from the last kill
         threading.Event().wait(chance.uniform(0.2, 1.0))
     else:
-        daemon.wait_for("ready" if stage < 0.4 else "sorted")
+        daemon.wait_for("ready" if stage < 0.4 else "sorted", timeout=120)
         threading.Event().wait(chance.uniform(0.0, 0.3))
     daemon.process.kill()
     daemon.process.wait()
