@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -158,6 +159,10 @@ def confidence_histogram(known: Iterable[float], strangers: Iterable[float]) -> 
         axes.legend(loc="upper center", fontsize=9)
 
     return _svg(draw)
+
+
+# The report's reader has fonts of their own; that this machine lacks one of those named above is no news.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float] = (5.6, 3.5)) -> str:
