@@ -80,6 +80,15 @@ class Dataset:
         """The examples of one side."""
         return [example for example in self.examples if example.side == side]
 
+    def typical(self, side: Side) -> list[Example]:
+        """The examples of one side that nobody chose by what a model said of them, if there are some of each class.
+
+        Corrected photos are those that a model found hard. Confidence that is fitted on them is too low for the
+        photos that arrive, and sends half of them to a person.
+        """
+        placed = [example for example in self.on(side) if example.origin is Origin.PLACED]
+        return placed if {example.label for example in placed} == {*self.labels} else self.on(side)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of examples, by label and side."""
         counts = Counter((example.label, example.side) for example in self.examples)

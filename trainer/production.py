@@ -136,7 +136,7 @@ def make(
             graph,
             data.labels,
             train,
-            validation,
+            serving.CachedPhotos(data.typical(Side.VALIDATION), data.labels, cache),
             size=order.size,
             seed=order.seed,
             target_precision=order.target_precision,

@@ -1,5 +1,7 @@
+import dataclasses
 import shutil
 import unicodedata
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,7 +11,7 @@ import drawn
 from pawsort import errors, image
 from trainer import dataset, likeness
 from trainer.cache import PhotoCache
-from trainer.dataset import Side
+from trainer.dataset import Origin, Side
 
 
 def assemble(folder, cache_folder, **fields) -> dataset.Dataset:
@@ -166,3 +168,58 @@ def test_grouping_is_transitive_whatever_the_block_size(monkeypatch):
 
 def test_plain_picture_has_a_likeness():
     assert len(likeness.of(np.full((40, 30, 3), 77, np.uint8))) == 4
+
+
+# -- Origins ----------------------------------------------------------------------------------------
+
+
+def example(number, label, origin, side=Side.VALIDATION):
+    digest = f"{number:064x}"
+    return dataset.Example(path=Path("x"), label=label, origin=origin, sha256=digest, group=digest, side=side)
+
+
+def test_what_models_found_hard_is_left_out_of_what_is_typical_where_enough_is_left():
+    placed = [example(0, "left", Origin.PLACED), example(1, "right", Origin.PLACED)]
+    hard = [example(2, "left", Origin.CORRECTED), example(3, "right", Origin.CONFIRMED)]
+    elsewhere = [example(4, "left", Origin.PLACED, Side.TEST)]
+    data = dataset.Dataset(
+        labels=("left", "right"),
+        examples=(*placed, *hard, *elsewhere),
+        copies=0,
+        conflicts=(),
+        near_duplicates=(),
+    )
+    assert data.typical(Side.VALIDATION) == placed
+    without = dataclasses.replace(data, examples=(placed[0], *hard))
+    assert without.typical(Side.VALIDATION) == [placed[0], *hard]
+
+
+def test_predicted_photos_are_on_the_training_side_alone_and_give_way_to_people(tmp_path):
+    drawn.write_classes(tmp_path / "data", 40)
+    found = dataset.find([tmp_path / "data"])
+    guessed = {photo.path for photo in found[::2]}
+    copied = next(photo.path for photo in found if photo.path not in guessed)
+    twin = shutil.copy(copied, tmp_path / "twin.jpg")
+    found = [
+        dataclasses.replace(photo, origin=Origin.PREDICTED) if photo.path in guessed else photo
+        for photo in found
+    ]
+    found.append(dataset.Found(path=twin, label="squares", origin=Origin.PREDICTED))
+    with PhotoCache(tmp_path / "cache", short_side=64) as cache:
+        filled = cache.fill([photo.path for photo in found], limits=image.Limits(), workers=1)
+        data = dataset.assemble(found, filled.sha256, cache)
+    sides = {side: [e.origin for e in data.on(side)].count(Origin.PREDICTED) for side in Side}
+    assert sides[Side.TRAIN] > 30
+    assert (sides[Side.VALIDATION], sides[Side.TEST]) == (0, 0)
+    assert data.conflicts == ()
+    assert next(e.origin for e in data.examples if e.path == copied) is Origin.PLACED
+
+
+def test_a_photo_whose_content_changed_since_it_was_labelled_is_left_out(tmp_path):
+    data = drawn.write_classes(tmp_path / "data", 6)
+    found = dataset.find([data])
+    found[0] = dataclasses.replace(found[0], sha256="0" * 64)
+    with PhotoCache(tmp_path / "cache", short_side=64) as cache:
+        filled = cache.fill([photo.path for photo in found], limits=image.Limits(), workers=1)
+        assembled = dataset.assemble(found, filled.sha256, cache)
+    assert len(assembled.examples) == 17
