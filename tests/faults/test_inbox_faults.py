@@ -45,8 +45,9 @@ def test_a_burst_that_overflows_the_kernels_queue_is_found_by_a_rescan_at_once(s
             (box.inbox / name).write_text(name)
         daemon.process.send_signal(signal.SIGCONT)
         wait_until(lambda: not any(box.inbox.iterdir()), "all of the burst filed", timeout=60 + burst / 50)
-        status = box.status()
-    assert status["recovered_by_rescan"] > 0
+        status = wait_until(
+            lambda: (now := box.status())["recovered_by_rescan"] and now, "the rescan counted in the status"
+        )
     assert {line["file"] for line in daemon.photos} == names
     assert len(daemon.photos) == burst
     print(f"{burst} files while it was stopped; {status['recovered_by_rescan']} recovered by a rescan")
