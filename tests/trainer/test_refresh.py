@@ -67,7 +67,7 @@ def home(tmp_path, made, shapes):
 def story(tmp_path_factory, made, shapes):
     """Photos sorted and corrected, two new class folders, a refresh; then some of it once more."""
     # A handful of test photos: one more or less must not decide this story. The gate has tests of its own.
-    home = Home(tmp_path_factory.mktemp("story"), made, shapes, epochs=10, max_recall_loss=0.5)
+    home = Home(tmp_path_factory.mktemp("story"), made, shapes, epochs=10, max_recall_loss=1.0)
     for label in drawn.LABELS:
         for photo in drawn.write_folder(home.folder / "arriving", label, 8, size=80, seed=50):
             photo.rename(home.inbox / photo.name)
@@ -81,7 +81,7 @@ def story(tmp_path_factory, made, shapes):
     stray = min((home.sorted / "circles").iterdir())
     (home.sorted / "squares").mkdir(exist_ok=True)
     moved.append(stray.rename(home.sorted / "squares" / "stray.jpg"))
-    home.place("stars", 24, seed=51)
+    home.place("kites", 24, seed=51)
     home.place("blobs", 5, seed=52)
 
     looked = home.train("refresh", "--json")
@@ -117,14 +117,14 @@ def test_it_learns_from_people_and_leaves_the_daemon_s_guesses_out(story):
 
 
 def test_a_new_folder_with_enough_photos_becomes_a_class_and_the_daemon_sorts_into_it(story):
-    assert set(bundle.load(story.models / story.first["model"]).labels) == {*drawn.LABELS, "stars"}
+    assert set(bundle.load(story.models / story.first["model"]).labels) == {*drawn.LABELS, "kites"}
     [note] = [note for note in story.first["notes"] if "blobs" in note]
     assert "5 photos are too few for a class of its own (trainer.min_photos is 20)" in note
-    photos = drawn.write_folder(story.folder / "arriving", "stars", 6, size=80, seed=53)
+    photos = drawn.write_folder(story.folder / "arriving", "kites", 6, size=80, seed=53)
     for photo in photos:
         photo.rename(story.inbox / photo.name)
     story.call("run", "--once", check=True)
-    assert sum((story.sorted / "stars" / photo.name).is_file() for photo in photos) >= 4
+    assert sum((story.sorted / "kites" / photo.name).is_file() for photo in photos) >= 4
 
 
 def test_a_photo_never_changes_sides(story, made):
