@@ -6,6 +6,7 @@ Takes root and systemd-nspawn. Nothing in it has a network, and nothing that hap
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -136,6 +137,10 @@ def _boot(stack: contextlib.ExitStack, place: Path, root: Path) -> Machine:
     )
 
     def end() -> None:
+        # The machine's process 1 outlives a killed nspawn, and with it everything that it started.
+        with contextlib.suppress(OSError):
+            if (process := leader()) is not None:
+                os.kill(process, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             nspawn.kill()
         nspawn.wait()
