@@ -14,12 +14,13 @@ DEV := $(VENV)/.installed-dev
 ASKED := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults lint format bench wheel clean
+.PHONY: help setup run test test-faults test-slow lint format bench wheel clean
 .PHONY: service service-user service-remove service-user-remove
 
 help:
 	@echo 'make run      sort the photos in the inbox, and go on watching it (settings: $(CONFIG); stop: Ctrl-C)'
 	@echo 'make test     run the tests; ARGS="-k name" picks some'
+	@echo 'make test-slow    the tests that train for minutes'
 	@echo 'make test-faults  the tests that crash it, starve it and cut its power, at full length'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into the style that lint checks'
@@ -36,7 +37,10 @@ run: $(BASE)
 	$(BIN)/pawsort run --config $(CONFIG)
 
 test: $(DEV)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+test-slow: $(DEV)
+	$(BIN)/pytest -m slow $(ARGS)
 
 test-faults: $(DEV)
 	PAWSORT_FAULTS=full $(BIN)/pytest tests/faults $(ARGS)
