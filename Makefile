@@ -14,13 +14,13 @@ DEV := $(VENV)/.installed-dev
 ASKED := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults test-slow lint format bench wheel clean
+.PHONY: help setup run test test-faults test-long lint format bench wheel clean
 .PHONY: service service-user service-remove service-user-remove
 
 help:
 	@echo 'make run      sort the photos in the inbox, and go on watching it (settings: $(CONFIG); stop: Ctrl-C)'
 	@echo 'make test     run the tests; ARGS="-k name" picks some'
-	@echo 'make test-slow    the tests that train for minutes'
+	@echo 'make test-long    the tests that train for minutes'
 	@echo 'make test-faults  the tests that crash it, starve it and cut its power, at full length'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into the style that lint checks'
@@ -37,10 +37,10 @@ run: $(BASE)
 	$(BIN)/pawsort run --config $(CONFIG)
 
 test: $(DEV)
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -m 'not long' $(ARGS)
 
-test-slow: $(DEV)
-	$(BIN)/pytest -m slow $(ARGS)
+test-long: $(DEV)
+	$(BIN)/pytest -m long $(ARGS)
 
 test-faults: $(DEV)
 	PAWSORT_FAULTS=full $(BIN)/pytest tests/faults $(ARGS)

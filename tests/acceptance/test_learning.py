@@ -20,7 +20,7 @@ FIRST, ARRIVING, UNSEEN = 60, 200, 100  # photos a class
 EPOCHS = 4
 WRONG = 0.1  # share of the corrections that go to a wrong folder, in the second telling
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.long]
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

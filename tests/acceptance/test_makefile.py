@@ -43,7 +43,7 @@ def installed(checkout):
 
 
 @pytest.mark.parametrize(
-    ("target", "starts"), [("run", "pawsort run --config config.yaml"), ("test", "pytest")]
+    ("target", "starts"), [("run", "pawsort run --config config.yaml"), ("test", "pytest -m 'not long'")]
 )
 def test_what_is_installed_is_not_installed_again(checkout, target, starts):
     installed(checkout)
