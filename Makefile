@@ -37,7 +37,7 @@ run: $(BASE)
 	$(BIN)/pawsort run --config $(CONFIG)
 
 test: $(DEV)
-	$(BIN)/pytest -m 'not long' $(ARGS)
+	$(BIN)/pytest -m 'not long' --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-long: $(DEV)
 	$(BIN)/pytest -m long $(ARGS)
