@@ -24,11 +24,10 @@ def main(model: Path, inbox: Path, target: Path) -> None:
     about = bundle.load(model)
     labels = about.labels
     net = network.load(about.weights, len(labels))
-    size = about.size
     transform = transforms.Compose(
         [
-            transforms.Resize(round(size / 0.875)),
-            transforms.CenterCrop(size),
+            transforms.Resize(256),  # these two as everywhere with ResNet-18
+            transforms.CenterCrop(224),
             transforms.ToTensor(),
             transforms.Normalize(network.MEAN, network.STD),
         ]

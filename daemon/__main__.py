@@ -19,6 +19,10 @@ from pawsort import __version__, errors
 if TYPE_CHECKING:
     from pawsort.config import Settings
 
+# NumPy's threads would help none of its small products here, and spin for a while after each: that took a third of the
+# processor from decoding and inference. NumPy reads this once, when it is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -48,12 +48,15 @@ class Classifier:
         for number, (look, threshold) in enumerate(zip(self.rule.looks, self._thresholds, strict=True)):
             if not len(undecided):
                 break
-            for view in look.views:
-                if view not in inferred:
-                    logits[undecided, view], features[undecided, view] = self.engine.infer(
-                        pictures[undecided, view]
-                    )
-            inferred.update(look.views)
+            fresh = np.array([view for view in look.views if view not in inferred], dtype=np.intp)
+            if len(fresh):
+                # All of them in one call: an engine does many pictures at once in less time than one by one.
+                wanted = np.ix_(undecided, fresh)
+                answers = self.engine.infer(pictures[wanted].reshape(-1, *pictures.shape[2:]))
+                logits[wanted], features[wanted] = (
+                    answer.reshape(len(undecided), len(fresh), -1) for answer in answers
+                )
+                inferred.update(fresh.tolist())
             seen = np.ix_(undecided, np.array(look.views))
             judgement = self.rule.judge(look, logits[seen], features[seen])
             latest = self.rule.decisions(number, judgement, threshold)

@@ -69,7 +69,12 @@ class OpenVinoEngine:
             if stream.read(5) != b"<?xml":
                 raise errors.ModelError(f"{bundle.graph}: is no OpenVINO graph; make the model again")
 
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+        # Not pinned to cores: the decoders are at work on the same ones, and a pinned thread cannot step aside.
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "ENABLE_CPU_PINNING": False,
+        }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         if cache is not None:

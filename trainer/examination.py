@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pawsort import bundle, classifier, engine, errors, image, registry
+from pawsort import bundle, classifier, engine, errors, image, machine, registry
 from trainer import dataset, evaluate
 from trainer.dataset import Side
 from trainer.listener import Listener
@@ -32,7 +31,7 @@ def examine(
     judge = classifier.Classifier(opened, engine.open_engine(kind, opened))
     found = dataset.find(data, least_classes=1)
     strangers = dataset.read_folder(other) if other else []
-    workers = max(os.cpu_count() or 1, 1)
+    workers = machine.usable_cores()
 
     listener.stage("Judging photos")
     judged = evaluate.judge(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import pawsort
-from pawsort import bundle, classifier, engine, errors, image, network, registry
+from pawsort import bundle, classifier, engine, errors, image, machine, network, registry
 from trainer import calibrate, dataset, evaluate, export, fit, gate, report, serving
 from trainer.cache import PhotoCache
 from trainer.dataset import Side
@@ -51,7 +51,7 @@ class Order:
     )
     target_precision: float = calibrate.TARGET_PRECISION
     cache: Path
-    workers: int = max(os.cpu_count() or 1, 1)
+    workers: int = field(default_factory=machine.usable_cores)
     limits: image.Limits = field(default_factory=image.Limits)
     report_photos: bool = True
 

@@ -199,7 +199,7 @@ def _learn(
     _check_classes(plan)
     if settings.trainer.nice:
         _step_back(listener)
-    from pawsort import classifier, image
+    from pawsort import classifier, image, machine
     from trainer import calibrate, evaluate, fit, gate, production
 
     shelf = Registry(settings.models)
@@ -216,6 +216,8 @@ def _learn(
         size=int(plan.manifest["input"]["size"]),
         seed=settings.trainer.seed,
         cache=settings.state / CACHE,
+        # Idle priority alone leaves a daemon on a busy core waiting for a core's share of a batch: one is left to it.
+        threads=max(machine.usable_cores() - 1, 1) if settings.trainer.nice else None,
         workers=settings.decoders,
         limits=limits,
         target_precision=chosen.get("target_precision", calibrate.TARGET_PRECISION),

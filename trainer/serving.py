@@ -16,8 +16,8 @@ from trainer.dataset import Origin
 from trainer.listener import Listener
 
 VIEWS = ("centre", "whole", "centre-flipped", "whole-flipped")
-# The first look is what one inference gives; the second costs the rest of the views, for the few that need it.
-LOOKS = ((0,), (0, 1, 2, 3))
+# The first look is what one inference gives; each further one costs more views, for the few that need it.
+LOOKS = ((0,), (0, 1), (0, 1, 2, 3))
 # More would sharpen the statistics of the features no further, and cost time.
 _STATISTICS_PHOTOS = 600
 # How much a label counts that the daemon guessed and nobody took exception to; a person's counts 1.
