@@ -1,11 +1,13 @@
-"""Take the picture of a run that README shows: the real program on a terminal, its output as an SVG.
+"""Take the pictures that README shows: the real programs on a terminal, their output as an SVG.
 
-python bench/picture.py [--photos 40] [--out docs/run.svg]
+python bench/picture.py run [--out docs/run.svg]
+python bench/picture.py teach [--out docs/teach.svg]
 """
 
 import argparse
 import os
 import pty
+import random
 import re
 import shutil
 import subprocess
@@ -20,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 COLUMNS = 112
 LINES_SHOWN = 34
+PHOTOS = 24  # sorted in the picture of a run
+LEARNED, ARRIVING = 60, 120  # photos a class in the picture of the teaching
+MOVES_SHOWN = 4
 
 
 def on_a_terminal(command: list[str], folder: Path) -> str:
@@ -55,33 +60,71 @@ def settled(output: str) -> list[str]:
     return lines
 
 
+def run(home: Path) -> list[str]:
+    """Some photos, two of them strangers, and what is no photo."""
+    (home / "inbox").mkdir()
+    (home / "config.yaml").write_text(f"inbox: inbox\nsorted: sorted\nmodels: {ROOT / 'models'}\n")
+    photos = [
+        *[
+            path
+            for folder in sorted((SHARED / "animals").iterdir())
+            for path in sorted(folder.iterdir())[5::160]
+        ],
+        *sorted((SHARED / "other").iterdir())[::90],
+    ]
+    for photo in photos[:PHOTOS]:
+        shutil.copy(photo, home / "inbox")
+    (home / "inbox" / "notes.jpg").write_text("not a photo at all\n")
+    output = on_a_terminal([sys.executable, "-m", "daemon", "run", "--once"], home)
+    return ["$ pawsort run --once", *settled(output)[-LINES_SHOWN:]]
+
+
+def teach(home: Path) -> list[str]:
+    """A model made of few photos sorts others, a person puts right what went wrong, and it learns from that."""
+    chance, arriving = random.Random(0), []
+    for folder in sorted((SHARED / "animals").iterdir()):
+        chosen = chance.sample(sorted(folder.iterdir()), LEARNED + ARRIVING)
+        (home / "few" / folder.name).mkdir(parents=True)
+        for photo in chosen[:LEARNED]:
+            shutil.copy(photo, home / "few" / folder.name)
+        arriving += [(photo, folder.name) for photo in chosen[LEARNED:]]
+    trainer = [sys.executable, "-m", "trainer"]
+    weights = ["--init", str(SHARED.parent / "weights" / "resnet18-backbone.pth")]
+    where = ["--data", "few", "--out", "models", "--name", "first", "--cache", "cache"]
+    subprocess.run([*trainer, "fit", *where, *weights, "--epochs", "4"], check=True, cwd=home)
+    (home / "config.yaml").write_text(
+        "inbox: inbox\nsorted: sorted\nmodels: models\ntrainer: {nice: false}\n"
+    )
+    (home / "inbox").mkdir()
+    for number, (photo, label) in enumerate(arriving):
+        shutil.copy(photo, home / "inbox" / f"{label.removesuffix('s')}-{number:03d}.jpg")
+    subprocess.run([sys.executable, "-m", "daemon", "run", "--once"], check=True, cwd=home)
+
+    moves = []
+    for path in sorted([*home.glob("sorted/*/*"), *home.glob("review/*")]):
+        label = path.name.split("-")[0] + "s"
+        if path.parent.name != label:
+            moves.append(f"$ mv {path.relative_to(home)} sorted/{label}/")
+            path.rename(home / "sorted" / label / path.name)
+    shown = chance.sample(moves, MOVES_SHOWN)
+    told = [*sorted(shown), f"... and {len(moves) - len(shown)} more, of {len(arriving)} photos", ""]
+    return [*told, "$ pawsort-train refresh", *settled(on_a_terminal([*trainer, "refresh"], home))]
+
+
 def main() -> None:
-    """Sort some photos where they can be seen, and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photos", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "run.svg")
+    """Let it happen where it can be seen, and write the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("which", choices=("run", "teach"))
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        (home / "inbox").mkdir()
-        (home / "config.yaml").write_text(f"inbox: inbox\nsorted: sorted\nmodels: {ROOT / 'models'}\n")
-        photos = [
-            *[
-                path
-                for folder in sorted((SHARED / "animals").iterdir())
-                for path in sorted(folder.iterdir())[5::160]
-            ],
-            *sorted((SHARED / "other").iterdir())[::90],
-        ]
-        for photo in photos[: options.photos]:
-            shutil.copy(photo, home / "inbox")
-        (home / "inbox" / "notes.jpg").write_text("not a photo at all\n")
-        output = on_a_terminal([sys.executable, "-m", "daemon", "run", "--once"], home)
-        output = output.replace(f"{home}/", "").replace(str(home), "~")
-    lines = settled(output)
+        lines = {"run": run, "teach": teach}[options.which](Path(name))
+    text = "\n".join(lines).replace(f"{name}/", "").replace(name, "~")
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), color_system="truecolor")  # noqa: SIM115
-    console.print(Text.from_ansi("$ pawsort run --once\n" + "\n".join(lines[-LINES_SHOWN:])))
-    console.save_svg(str(options.out), title="pawsort")
+    console.print(Text.from_ansi(text))
+    console.save_svg(str(options.out or ROOT / "docs" / f"{options.which}.svg"), title="pawsort")
 
 
 if __name__ == "__main__":

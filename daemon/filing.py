@@ -26,8 +26,8 @@ REASON_SUFFIX = ".reason.txt"  # of the note beside a rejected file
 LONGEST_NAME = 255  # bytes, on every Linux file system that matters
 REMEMBERED_NAMES = 4096  # names whose last number is remembered, so that the 1,000th IMG.jpg need not try 999
 
-# Faults that a photo, or the folder it lies in, can have alone. All others concern every photo.
-_OF_ONE_PHOTO = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.ETXTBSY}
+# Faults that a photo, the folder it lies in, or the one it goes to, can have alone. All others concern every photo.
+_OF_ONE_PHOTO = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.ETXTBSY, errno.ENOTDIR}
 # Faults that say nothing about the disk: too many open files, no memory.
 _OF_THIS_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -188,7 +188,12 @@ class Filing:
         if not folder.is_dir():
             # Only the last part of the path: were its parent made as well, photos would end up under a mount point
             # whose file system is missing.
-            folder.mkdir(exist_ok=True)
+            try:
+                folder.mkdir(exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError(
+                    errno.ENOTDIR, f"{folder} is in its way and no folder; move it"
+                ) from error
             touched.add(folder.parent)
         while True:
             try:

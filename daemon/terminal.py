@@ -213,16 +213,24 @@ def print_returned(returned: Returned) -> None:
 def print_models(listing: Sequence[Mapping[str, Any]]) -> None:
     """The models there are."""
     table = Table()
-    for column in ("name", "state", "created", "parent", "accuracy", "classes"):
+    for column in (
+        "name",
+        "state",
+        "created",
+        "parent",
+        "right",
+        "the one before, on the same photos",
+        "classes",
+    ):
         table.add_column(column)
     for entry in listing:
-        accuracy = entry["accuracy"]
+        accuracies = entry["accuracy"], entry["accuracy_of_the_one_before"]
         table.add_row(
             escape(str(entry["name"])),
             f"[green]{entry['state']}[/green]" if entry["state"] == "current" else str(entry["state"]),
             str(entry["created"] or ""),
             escape(str(entry["parent"] or "")),
-            "" if accuracy is None else f"{accuracy:.2%}",
+            *("" if share is None else f"{share:.2%}" for share in accuracies),
             escape(", ".join(entry["labels"] or ())),
         )
     Console().print(table)

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import orjson
 
-from pawsort import image
+from pawsort import __version__, image
 from pawsort.errors import PictureError
 from pawsort.exchange import BEGUN, DECODING, READING, REQUEST_BYTES, STAGE_AT, Layout
 
@@ -46,6 +46,12 @@ _LARGEST_READ: Final = 1 << 30  # Linux reads at most 2 GiB in one call
 def main(argument: str) -> int:
     """Serve photos until the parent hangs up, or until too much memory has leaked: the parent then starts anew."""
     settings = orjson.loads(argument)
+    if settings["version"] != __version__:
+        # Were it to go on, what the two misunderstand would be blamed on photos.
+        sys.stderr.write(
+            f"pawsort {__version__} was installed while {settings['version']} runs; restart it\n"
+        )
+        return 1
     _protect(settings["parent"])
     limits = image.Limits(**settings["limits"])
     render = image.Render(**{**settings["render"], "views": tuple(settings["render"]["views"])})

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+import pawsort
 from pawsort.exchange import BEGUN, READING, REPLY_BYTES, STAGE_AT, Layout
 from pawsort.render import Limits, Render
 
@@ -62,6 +63,7 @@ class DecoderProcess:
                     self._memory = self._map(shared)
                     undo.callback(self._memory.close)
                     settings = {
+                        "version": pawsort.__version__,
                         "parent": os.getpid(),
                         "socket": theirs.fileno(),
                         "memory": shared,

@@ -213,6 +213,10 @@ class Registry:
                     "parent": manifest.get("parent"),
                     "labels": manifest.get("labels"),
                     "accuracy": bundle.accuracy(manifest),
+                    # Two models' accuracies are of different test photos; only the gate held both against the same.
+                    "accuracy_of_the_one_before": (manifest.get("gate") or {})
+                    .get("accuracy", {})
+                    .get("champion"),
                     "metrics": manifest.get("metrics", {}),
                 }
             )

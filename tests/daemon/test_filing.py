@@ -362,6 +362,20 @@ def test_an_immutable_photo_does_not_hold_the_others_up(place, arrive):
     assert destinations(place, place.filing.file([refused])) == ["sorted/cats/1.jpg"]
 
 
+def test_a_file_where_a_class_folder_should_be_holds_up_the_photos_of_that_class_alone(place, arrive, tree):
+    (place.folders.sorted / "cats").write_bytes(b"somebody's notes")
+    verdicts = [arrive("1.jpg"), arrive("2.jpg", label="dogs")]
+    outcome = place.filing.file(verdicts)
+    assert destinations(place, outcome) == ["sorted/dogs/2.jpg"]
+    ((refused, error),) = outcome.refused
+    assert refused == verdicts[0]
+    assert "sorted/cats is in its way and no folder; move it" in str(error)
+    (place.folders.sorted / "cats").rename(place.root / "notes")
+    assert destinations(place, place.filing.file([refused])) == ["sorted/cats/1.jpg"]
+    assert_ledger_is_true(place)
+    assert tree(place.inbox) == {}
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("which", ["inbox", "cats"])
 def test_a_folder_that_may_not_be_written_to_is_a_fault_for_all(place, arrive, which):

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 import drawn
+import pawsort
 from pawsort import decoder_process, decoders, errors, image
 from pawsort.decoders import Decoded, DecoderPool, Undecodable, Unreadable
 
@@ -456,6 +457,16 @@ def test_workers_that_die_while_starting_are_the_machines_fault_told_in_their_wo
         assert pool.deaths < 20, "it pauses between its attempts"
         monkeypatch.undo()
         assert isinstance(collect(pool, 1)[1], Decoded)
+
+
+def test_a_pawsort_installed_while_an_older_one_runs_is_not_blamed_on_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoders, "NO_WORKER_SECONDS", 0.3)
+    monkeypatch.setattr(pawsort, "__version__", "0.0.9")
+    with DecoderPool(1, RENDER, LIMITS) as pool:
+        pool.submit(1, opened(tmp_path, drawn.encode(drawn.draw("circles", 1))))
+        with pytest.raises(errors.MachineError, match="was installed while 0.0.9 runs; restart it"):
+            collect(pool, 1)
+        assert pool.busy == 1
 
 
 def test_a_worker_that_talks_nonsense_is_replaced_and_its_photo_given_up_after_the_second_time(
