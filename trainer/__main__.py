@@ -141,7 +141,7 @@ def fit(
             target_precision=target_precision,
             cache=cache or default_cache(),
             report_photos=report_photos,
-            size=size or production.SIZE,
+            size=size or (production.QUICK_SIZE if quick else production.SIZE),
         )
         with _Screen() as screen, _stop_on_interrupt() as stopped:
             made = production.make(order, screen, lambda: bool(stopped))

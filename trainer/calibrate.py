@@ -29,8 +29,8 @@ _HIGHEST_THRESHOLD = 0.999
 LABEL_NOISE = 0.02
 # As in any test of significance: mistakes this improbable under the target are taken as proof that it is missed.
 SURPRISE = 0.05
-# Share of an earlier look's final answers that the last look may contradict or doubt. It nearly always doubts one that is
-# right (see docs/training.md), so this costs far less precision than it seems.
+# Share of an earlier look's final answers that the last look may contradict or doubt. Those that it doubts are nearly
+# all right (see docs/training.md), so this costs far less precision than it seems.
 MOST_OVERTURNED = 0.01
 
 

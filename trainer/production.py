@@ -27,6 +27,7 @@ from trainer.listener import Listener
 from trainer.reading import Skipped
 
 SIZE = 192  # pixels; see docs/training.md
+QUICK_SIZE = 160  # a quick run ends with smaller pictures, and the best size to serve is a little above that
 CACHE_SHORT_SIDE = 256  # pixels; what "centre" at 224 wants, and more than any training picture
 CHECKPOINTS = ".checkpoints"  # folder of interrupted runs, inside the models folder
 
