@@ -118,10 +118,8 @@ def train(
     `validate` gives the accuracy of a network on photos that are not learned from.
     """
     model = model.to(device=device, memory_format=torch.channels_last).train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(
-            not name.startswith(tuple(recipe.kept))
-        )  # nor is time spent on their gradients
+    for name, weights in model.named_parameters():
+        weights.requires_grad_(not name.startswith(tuple(recipe.kept)))
     averaged = copy.deepcopy(model).eval()
     optimizer = torch.optim.SGD(
         _parameter_groups(model, recipe), lr=0.0, momentum=recipe.momentum, nesterov=True
@@ -367,9 +365,7 @@ def _restore(
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         found = state["identity"]
-    except (
-        Exception
-    ) as error:  # torch.load raises whatever the unpickler raises; each means the file is no good
+    except Exception as error:  # whatever the unpickler raises: each means that the file is no good
         raise errors.DataError(
             f"{file}: cannot be read as a checkpoint ({error}); delete it, start again"
         ) from error

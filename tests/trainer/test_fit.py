@@ -65,6 +65,18 @@ def test_it_learns_shapes(tmp_path):
     assert history.loss[-1] < history.loss[0]
 
 
+def test_kept_layers_keep_their_weights_and_the_others_learn(tmp_path):
+    torch.manual_seed(3)
+    before = network.build(2).state_dict()
+    # As a list, which is what a recipe read back from a bundle has.
+    after, _ = run(
+        tmp_path / "c.pt", recipe=dataclasses.replace(RECIPE, epochs=1, kept=["conv1", "bn1", "layer1"])
+    )
+    changed = {name for name, weights in after.named_parameters() if not torch.equal(weights, before[name])}
+    assert not {name for name in changed if name.startswith(("conv1", "bn1", "layer1"))}
+    assert {name.partition(".")[0] for name in changed} == {"layer2", "layer3", "layer4", "fc"}
+
+
 def test_one_seed_is_one_run_and_another_seed_another(tmp_path):
     first, history = run(tmp_path / "1.pt")
     second, again = run(tmp_path / "2.pt")

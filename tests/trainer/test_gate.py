@@ -75,6 +75,14 @@ def test_a_model_that_is_better_overall_and_forgets_a_class_is_refused():
     assert hold(both, max_recall_loss=0.06).passed
 
 
+def test_one_photo_of_a_small_class_is_no_proof_and_two_are():
+    better = photos(both=5, fixed=4)
+    assert hold(better + photos("right", both=9, broken=1)).passed
+    refused = hold(better + photos("right", both=8, broken=2))
+    assert "of 10 test photos of 'right' it recognises 80.0%" in refused.reasons[0]
+    assert not hold(better + photos("right", both=9, broken=1), max_recall_loss=0.0).passed
+
+
 def test_fixing_what_people_corrected_does_not_pay_for_breaking_what_they_placed():
     """Corrected photos are there because the old model had them wrong: any newcomer looks good on them."""
     picked = photos(origin=Origin.CORRECTED, fixed=30)
