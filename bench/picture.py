@@ -108,7 +108,16 @@ def teach(home: Path) -> list[str]:
             path.rename(home / "sorted" / label / path.name)
     shown = chance.sample(moves, MOVES_SHOWN)
     told = [*sorted(shown), f"... and {len(moves) - len(shown)} more, of {len(arriving)} photos", ""]
-    return [*told, "$ pawsort-train refresh", *settled(on_a_terminal([*trainer, "refresh"], home))]
+    # Not on a terminal: its bars are drawn over and over, and plain lines are what would be left to see.
+    done = subprocess.run(
+        [*trainer, "refresh"],
+        check=True,
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return [*told, "$ pawsort-train refresh", *done.stdout.splitlines()]
 
 
 def main() -> None:
