@@ -106,8 +106,8 @@ def teach(home: Path) -> list[str]:
         if path.parent.name != label:
             moves.append(f"$ mv {path.relative_to(home)} sorted/{label}/")
             path.rename(home / "sorted" / label / path.name)
-    shown = chance.sample(moves, MOVES_SHOWN)
-    told = [*sorted(shown), f"... and {len(moves) - len(shown)} more, of {len(arriving)} photos", ""]
+    shown = sorted(moves, key=lambda move: "mv review/" in move)[:MOVES_SHOWN]
+    told = [*shown, f"... and {len(moves) - len(shown)} more, of {len(arriving)} photos", ""]
     # Not on a terminal: its bars are drawn over and over, and plain lines are what would be left to see.
     done = subprocess.run(
         [*trainer, "refresh"],

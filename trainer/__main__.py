@@ -242,7 +242,7 @@ class _Screen:
         self.console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn(),
-            console=self.console,
+            console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
         self._task: TaskID | None = None
         self._epoch = 0
