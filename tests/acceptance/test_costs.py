@@ -15,7 +15,7 @@ import pytest
 
 import drawn
 
-PHOTOS = 96
+PHOTOS = 64
 BATCH = 16
 # A batch is what the decoders have ready, so it may be smaller than allowed; not, in a backlog, by this much.
 MOST_BATCHES = PHOTOS // 4

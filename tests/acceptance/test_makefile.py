@@ -48,7 +48,8 @@ def installed(checkout):
 def test_what_is_installed_is_not_installed_again(checkout, target, starts):
     installed(checkout)
     answer = make(checkout, "--dry-run", target)
-    assert answer.stdout.split() == f".venv/bin/{starts}".split()
+    (command,) = answer.stdout.splitlines()
+    assert command.startswith(f".venv/bin/{starts}")
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
