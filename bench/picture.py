@@ -91,7 +91,7 @@ def teach(home: Path) -> list[str]:
     trainer = [sys.executable, "-m", "trainer"]
     weights = ["--init", str(SHARED.parent / "weights" / "resnet18-backbone.pth")]
     where = ["--data", "few", "--out", "models", "--name", "first", "--cache", "cache"]
-    subprocess.run([*trainer, "fit", *where, *weights, "--epochs", "4"], check=True, cwd=home)
+    subprocess.run([*trainer, "fit", *where, *weights], check=True, cwd=home)
     (home / "config.yaml").write_text(
         "inbox: inbox\nsorted: sorted\nmodels: models\ntrainer: {nice: false}\n"
     )

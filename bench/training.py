@@ -96,7 +96,7 @@ def tutorial(folder: Path, weights: network.Weights, epochs: int) -> Timing:
 
 def ours(folder: Path, weights: network.Weights, epochs: int, scratch: Path) -> Timing:
     """`fit`'s own: decoding, and the default recipe."""
-    recipe = dataclasses.replace(fit.Recipe(), epochs=epochs)
+    recipe = dataclasses.replace(fit.Recipe(), epochs=epochs, least_steps=0)
     with timed() as timing:
         found = dataset.find([folder])
         with PhotoCache(scratch / "cache", short_side=CACHE_SHORT_SIDE) as cache:

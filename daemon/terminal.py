@@ -219,18 +219,19 @@ def print_models(listing: Sequence[Mapping[str, Any]]) -> None:
         "created",
         "parent",
         "right",
-        "the one before, on the same photos",
+        "against the one before",
         "classes",
     ):
         table.add_column(column)
     for entry in listing:
-        accuracies = entry["accuracy"], entry["accuracy_of_the_one_before"]
+        right, compared = entry["accuracy"], entry["against_the_one_before"]
         table.add_row(
             escape(str(entry["name"])),
             f"[green]{entry['state']}[/green]" if entry["state"] == "current" else str(entry["state"]),
             str(entry["created"] or ""),
             escape(str(entry["parent"] or "")),
-            *("" if share is None else f"{share:.2%}" for share in accuracies),
+            "" if right is None else f"{right:.2%}",
+            "{accuracy:.2%}, before {before:.2%} (of {n})".format(**compared) if compared else "",
             escape(", ".join(entry["labels"] or ())),
         )
     Console().print(table)

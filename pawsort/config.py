@@ -126,7 +126,7 @@ class Trainer(Section):
 
     data: Locations = ()  # none: the folders that the current model was made from, where they still exist
     other: Location | None = None
-    epochs: Count = 6
+    epochs: Count | None = None  # None: 6, and more where photos are few
     seed: Annotated[int, Field(ge=0)] = 0
     min_photos: Annotated[int, Field(ge=3)] = 20
     trust_after_days: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # None: never

@@ -214,9 +214,7 @@ class Registry:
                     "labels": manifest.get("labels"),
                     "accuracy": bundle.accuracy(manifest),
                     # Two models' accuracies are of different test photos; only the gate held both against the same.
-                    "accuracy_of_the_one_before": (manifest.get("gate") or {})
-                    .get("accuracy", {})
-                    .get("champion"),
+                    "against_the_one_before": _compared(manifest.get("gate") or {}),
                     "metrics": manifest.get("metrics", {}),
                 }
             )
@@ -263,6 +261,14 @@ def was_refused(manifest: Mapping[str, Any]) -> bool:
     """Whether the gate kept this model from serving, and nobody overruled it."""
     gate = manifest.get("gate") or {}
     return not (gate.get("passed", True) or gate.get("forced", False))
+
+
+def _compared(gate: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the gate found of this model and the one before it on the same photos; None where it was not asked."""
+    if "accuracy" not in gate:
+        return None
+    accuracy = gate["accuracy"]
+    return {"accuracy": accuracy["challenger"], "before": accuracy["champion"], "n": gate["n"]}
 
 
 def shipped() -> Path:

@@ -46,6 +46,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # From random weights, so every layer learns at the same, high rate.
     recipe = fit.Recipe(
         epochs=7,
+        least_steps=0,
         batch=24,
         first_size=64,
         last_size=64,

@@ -67,7 +67,9 @@ def main() -> None:
 )
 @click.option("--name", help="Name of the new model.  [default: by date and time]")
 @click.option(
-    "--epochs", type=click.IntRange(min=1), help="Times to go through the photos.  [default: the recipe's]"
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Times to go through the photos.  [default: 16, with --quick 6, and more where photos are few]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random choice."
@@ -126,7 +128,7 @@ def fit(
 
         recipe = training.QUICK if quick else training.Recipe()
         if epochs is not None:
-            recipe = dataclasses.replace(recipe, epochs=epochs)
+            recipe = dataclasses.replace(recipe, epochs=epochs, least_steps=0)
         order = production.Order(
             data=data,
             other=other,

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +141,39 @@ class PhotoCache:
             skipped=tuple(sorted(work.skipped, key=lambda skipped: skipped.path)),
             decoded=work.decoded,
         )
+
+    def forget_all_but(self, kept: Collection[str]) -> int:
+        """Remove the pixels of every photo whose sha256 is not in `kept`; how many there were.
+
+        In place, so that it takes no room. The index is gone meanwhile: after a crash, all is decoded anew.
+        """
+        lines = sorted(
+            (line for line in self._index.values() if "offset" in line), key=lambda line: line["offset"]
+        )
+        staying = [line for line in lines if line["sha256"] in kept]
+        if len(staying) == len(lines):
+            return 0
+        self._index_file.truncate(0)
+        os.fsync(self._index_file.fileno())
+        self._mapped = np.empty(0, dtype=np.uint8)
+        unreadable = [line for line in self._index.values() if "offset" not in line]
+        self._index, self._end = {}, 0
+        # Not the appending file, which writes at its end whatever place it is given.
+        with open(self._pixels_file.name, "r+b") as file:
+            for line in staying:
+                file.seek(line["offset"])
+                pixels = file.read(line["height"] * line["width"] * 3)
+                file.seek(self._end)
+                file.write(pixels)
+                line["offset"] = self._end
+                self._end += len(pixels)
+            file.truncate(self._end)
+            os.fsync(file.fileno())
+        for line in [*unreadable, *staying]:
+            self._note(line)
+        self._index_file.flush()
+        os.fsync(self._index_file.fileno())
+        return len(lines) - len(staying)
 
     def _hash(self, paths: list[Path], work: _Work) -> dict[Path, str]:
         """The sha256 of each readable path; the others go to `work.skipped`."""

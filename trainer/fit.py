@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pawsort import errors, network
-from trainer import augment
+from trainer import augment, checkpoints
 from trainer.listener import ignored
 
 Pixels = NDArray[np.uint8]
@@ -37,7 +37,8 @@ Pixels = NDArray[np.uint8]
 class Recipe:
     """Every setting of a run, but the seed. Figures for the choices: docs/training.md."""
 
-    epochs: int = 16
+    epochs: int = 16  # at least,
+    least_steps: int = 200  # and as many more as it takes, where photos are few, to come to so many steps
     batch: int = 32  # photos a step
     first_size: int = 128  # side of the training pictures at the start, pixels
     last_size: int = 176  # and from four fifths of the run on
@@ -49,6 +50,7 @@ class Recipe:
     weight_decay: float = 5e-4  # of convolutions and the head; not of biases and batch norm
     smoothing: float = 0.1  # of labels
     averaging: float = 0.99  # decay, a step, of the running average of weights that is kept in the end
+    old_share: float = 0.0  # of the weights that the run began with, in those that it ends with
     balance: float = 0.5  # 0: classes are seen as often as they are; 1: all equally often
     kept: tuple[str, ...] = ()  # layers whose weights stay as they are
     augmentation: augment.Augmentation = field(default_factory=augment.Augmentation)
@@ -113,6 +115,9 @@ def train(
 ) -> tuple[network.Network, History]:
     """Train `model` and return the average of its weights over the last steps, and what happened.
 
+    With `recipe.old_share`, that average is mixed with the weights that `model` came with, which keeps what it knew and
+    most of what it learns (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+
     A checkpoint is written after each epoch and when `stop` says so (then InterruptedFit is raised); when
     `checkpoint` is there already, the run goes on from it. `identity` is what a checkpoint must agree with.
     `validate` gives the accuracy of a network on photos that are not learned from.
@@ -120,19 +125,21 @@ def train(
     model = model.to(device=device, memory_format=torch.channels_last).train()
     for name, weights in model.named_parameters():
         weights.requires_grad_(not name.startswith(tuple(recipe.kept)))
-    averaged = copy.deepcopy(model).eval()
+    averaged, old = copy.deepcopy(model).eval(), copy.deepcopy(model)
     optimizer = torch.optim.SGD(
         _parameter_groups(model, recipe), lr=0.0, momentum=recipe.momentum, nesterov=True
     )
     history, tally = History(), Tally()
+    changing = {"model": model, "averaged": averaged, "optimizer": optimizer}
     batch = min(recipe.batch, len(photos.targets))
     steps_per_epoch = max(len(photos.targets) // batch, 1)
+    recipe = replace(recipe, epochs=max(recipe.epochs, math.ceil(recipe.least_steps / steps_per_epoch)))
     steps = steps_per_epoch * recipe.epochs
     done = 0
 
     # ---- An interrupted run goes on where it stopped ----
     if checkpoint.exists():
-        done = _restore(checkpoint, identity, model, averaged, optimizer, history, tally)
+        done = checkpoints.restore(checkpoint, identity, changing, {"history": history, "tally": tally})
 
     # ---- The loop ----
     autocast = device.type == "cuda" or (device.type == "cpu" and network.bfloat16_is_fast())
@@ -162,14 +169,16 @@ def train(
             history.validation.append(validate(averaged))
             history.seconds.append(tally.seconds)
             tally = Tally()
-            _save(checkpoint, identity, model, averaged, optimizer, history, tally, done)
+            checkpoints.save(checkpoint, identity, changing, {"history": history, "tally": tally}, done)
         progress(_report(done, steps, steps_per_epoch, batch, tally, history, recipe))
         if stop() and done < steps:
-            _save(checkpoint, identity, model, averaged, optimizer, history, tally, done)
+            checkpoints.save(checkpoint, identity, changing, {"history": history, "tally": tally}, done)
             raise InterruptedFit(
                 f"stopped in epoch {done // steps_per_epoch + 1} of {recipe.epochs}; go on with --resume"
             )
         clock = time.monotonic()
+    if recipe.old_share:
+        _average(averaged, old, decay=1 - recipe.old_share)
     return averaged, history
 
 
@@ -324,65 +333,7 @@ def _work(done: int, steps: int, recipe: Recipe) -> float:
     return sum(picture_size(step / steps, recipe) ** 2 for step in range(done, steps)) / now
 
 
-# -- Checkpoints ------------------------------------------------------------------------------------
-
-
-def _save(
-    file: Path,
-    identity: dict[str, Any],
-    model: nn.Module,
-    averaged: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-    tally: Tally,
-    done: int,
-) -> None:
-    state = {
-        "identity": identity,
-        "model": model.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "history": asdict(history),
-        "tally": asdict(tally),
-        "done": done,
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.part")
-    torch.save(state, temporary)
-    temporary.replace(file)
-
-
-def _restore(
-    file: Path,
-    identity: dict[str, Any],
-    model: nn.Module,
-    averaged: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-    tally: Tally,
-) -> int:
-    """Load a checkpoint into all of these; the number of steps done. Raises DataError when it is another run's."""
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        found = state["identity"]
-    except Exception as error:  # whatever the unpickler raises: each means that the file is no good
-        raise errors.DataError(
-            f"{file}: cannot be read as a checkpoint ({error}); delete it, start again"
-        ) from error
-    different = sorted(key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key))
-    if different:
-        raise errors.DataError(
-            f"{file}: is the checkpoint of another run ({', '.join(different)} differ); resume with the same settings "
-            "and photos, or start again without --resume"
-        )
-    model.load_state_dict(state["model"])
-    averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, values in state["history"].items():
-        getattr(history, name)[:] = values
-    for name, value in state["tally"].items():
-        setattr(tally, name, value)
-    return int(state["done"])
+# -- Measuring --------------------------------------------------------------------------------------
 
 
 def validation_accuracy(

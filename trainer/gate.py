@@ -1,4 +1,7 @@
-"""Challenger against champion: does the new model serve? Both are asked about test photos that neither learned from.
+"""Challenger against champion: does the new model serve? Both are asked about photos that neither has learned from.
+
+These are the held-out photos, of the test and the validation side: what was chosen with the latter, how sure a model
+has to be, does not change what it takes a photo for, and a young collection has too few photos to do without them.
 
 It does serve if it is not worse: it breaks no more photos than it fixes, and no class loses more recall than is
 allowed. Both models go the daemon's way, from the file to the decision (pawsort.classifier).
@@ -59,7 +62,7 @@ class Verdict:
 
     @property
     def photos(self) -> int:
-        """Test photos that both were asked about."""
+        """Held-out photos that both were asked about."""
         return len(self.fixed) + len(self.broken) + self.both_right + self.both_wrong
 
     @property
@@ -103,7 +106,7 @@ def hold(
     max_recall_loss: float,
     forced: bool = False,
 ) -> Verdict:
-    """The verdict, from what the champion (`old`) and the challenger (`new`) said of the test photos `examples`.
+    """The verdict, from what the champion (`old`) and the challenger (`new`) said of the held-out photos `examples`.
 
     Photos that one of the two could not be asked about, because they are gone by now, count for neither.
     """
@@ -162,17 +165,17 @@ def _reasons(
 ) -> list[str]:
     """In words, every condition that is not met."""
     if not photos:
-        return ["there is no photo to test on that neither model has learned from"]
+        return ["there is no photo that neither model has learned from"]
     reasons = []
     if broken > fixed:
-        reasons.append(f"it breaks {broken} of {photos} test photos and fixes only {fixed}")
+        reasons.append(f"it breaks {broken} of {photos} held-out photos and fixes only {fixed}")
     for label, (before, after, n) in recall.items():
-        # Where a class has few test photos, a single one is more than the share that may be lost, and says nothing yet:
+        # Where a class has few of them, a single one is more than the share that may be lost, and says nothing yet:
         # most refreshes of a young collection would be refused for it. Who wants that says 0.
         may_be_lost = max(max_recall_loss * n, 1.0) if max_recall_loss else 0.0
         if round((before - after) * n) > may_be_lost + 1e-9:
             reasons.append(
-                f"of {n} test photos of {label!r} it recognises {after:.1%}, the old model {before:.1%}: "
+                f"of {n} held-out photos of {label!r} it recognises {after:.1%}, the old model {before:.1%}: "
                 f"more than the {max_recall_loss:.1%} that may be lost"
             )
     if placed[1] > placed[0] and _tail(placed[1], sum(placed)) < CHANCE:

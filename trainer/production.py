@@ -52,6 +52,7 @@ class Order:
     )
     target_precision: float = calibrate.TARGET_PRECISION
     cache: Path
+    cache_is_own: bool = False  # it holds nobody else's photos: those that are gone are removed from it
     workers: int = field(default_factory=machine.usable_cores)
     limits: image.Limits = field(default_factory=image.Limits)
     report_photos: bool = True
@@ -81,7 +82,7 @@ class Made:
 
 
 Gate = Callable[[Sequence[dataset.Example], Sequence[evaluate.Judged]], gate.Verdict]
-"""Told the test photos and what the new model says of them: shall it serve?"""
+"""Told the photos that were not learned from and what the new model says of them: shall it serve?"""
 
 
 def make(
@@ -111,6 +112,8 @@ def make(
             workers=order.workers,
             progress=listener.counted,
         )
+        if order.cache_is_own:
+            cache.forget_all_but(set(filled.sha256.values()))
         previous = _previous_sides(order, shelf)
         data = dataset.assemble(found, filled.sha256, cache, previous=previous)
         train, validation = (
@@ -218,7 +221,8 @@ def make(
     verdict = None
     if pass_gate is not None:
         listener.stage("Asking the old model about the same photos")
-        verdict = pass_gate(data.on(Side.TEST), tested.photos)
+        held_out = [*data.on(Side.TEST), *data.on(Side.VALIDATION)]
+        verdict = pass_gate(held_out, [*tested.photos, *validated.photos])
         manifest["gate"] = verdict.document()
 
     # ---- Report and publish ----

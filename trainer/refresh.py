@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 RECORD = "refresh.json"  # what the last refresh learned from, in the folder `state`
 LOCK = "refresh.lock"
 CACHE = "photos"  # decoded photos, in the folder `state`
+EPOCHS = 6  # fewer than a first model takes, for this one starts from it
+OLD_SHARE = 0.3  # of the current model's weights in the new one's; see docs/training.md
 SPARED_DAYS = 30.0  # models that decided about a photo within these are not pruned
 
 
@@ -92,7 +94,7 @@ class Outcome:
         report = self.made.bundle.path / bundle.REPORT
         accuracy = gate["accuracy"]
         lines = [
-            f"{name} against {self.champion} on {gate['n']} test photos:",
+            f"{name} against {self.champion} on {gate['n']} held-out photos:",
             f"  {accuracy['challenger']:.2%} right, before {accuracy['champion']:.2%}",
             f"  {gate['fixed']} fixed, {gate['broken']} broken (p = {gate['p_value']:.3g})",
             *(f"  {reason}" for reason in gate["reasons"]),
@@ -212,10 +214,11 @@ def _learn(
         init="current",
         models=settings.models,
         name=name,
-        recipe=_recipe(plan.manifest, settings.trainer.epochs),
+        recipe=_recipe(plan, settings.trainer.epochs),
         size=int(plan.manifest["input"]["size"]),
         seed=settings.trainer.seed,
         cache=settings.state / CACHE,
+        cache_is_own=True,
         # Idle priority alone leaves a daemon on a busy core waiting for a core's share of a batch: one is left to it.
         threads=max(machine.usable_cores() - 1, 1) if settings.trainer.nice else None,
         workers=settings.decoders,
@@ -255,15 +258,19 @@ def _learn(
         raise errors.PawsortError(f"stopped; {current} goes on serving, and nothing was changed") from error
 
 
-def _recipe(manifest: Mapping[str, Any], epochs: int) -> fit.Recipe:
+def _recipe(plan: Plan, epochs: int | None) -> fit.Recipe:
     """The recipe that the current model was made with, for so many epochs; where it is not told, the usual one."""
     from trainer import augment, fit
 
-    told = dict(manifest.get("training", {}).get("recipe", {}))
+    told = dict(plan.manifest.get("training", {}).get("recipe", {}))
     pictures = told.pop("augmentation", {})
     usual = fit.Recipe()
     known = {field.name: told[field.name] for field in fields(usual) if field.name in told}
-    known["epochs"] = epochs
+    known["epochs"] = epochs or EPOCHS
+    known["least_steps"] = 0 if epochs else usual.least_steps
+    # Part of the way to a new class, a model does not know it yet.
+    same_classes = {photo.label for photo in plan.found} == {*plan.manifest["labels"]}
+    known["old_share"] = OLD_SHARE if same_classes else 0.0
     known["augmentation"] = augment.Augmentation(
         **{f.name: pictures[f.name] for f in fields(usual.augmentation) if f.name in pictures}
     )

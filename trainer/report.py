@@ -80,12 +80,12 @@ def render(
         sections=[
             (
                 "What it breaks",
-                "Test photos that the model before it had right and this one has wrong.",
+                "Held-out photos that the model before it had right and this one has wrong.",
                 _cards(broken, labels, pictures),
             ),
             (
                 "What it fixes",
-                "Test photos that the model before it had wrong and this one has right.",
+                "Held-out photos that the model before it had wrong and this one has right.",
                 _cards(fixed, labels, pictures),
             ),
             (

@@ -16,8 +16,7 @@ import pytest
 
 from harness import Sandbox
 
-FIRST, ARRIVING, UNSEEN = 60, 200, 100  # photos a class
-EPOCHS = 4
+FIRST, ARRIVING = 60, 200  # photos a class; nobody has seen the rest, five hundred and more
 WRONG = 0.1  # share of the corrections that go to a wrong folder, in the second telling
 
 pytestmark = [pytest.mark.real, pytest.mark.long]
@@ -35,15 +34,16 @@ def begun(tmp_path_factory, shared):
     photos = random.Random(0)
     for label in sorted(path.name for path in (shared / "data" / "animals").iterdir()):
         names = sorted((shared / "data" / "animals" / label).iterdir())
-        chosen = iter(photos.sample(names, FIRST + ARRIVING + UNSEEN))
-        for place, count in (("small", FIRST), ("arriving", ARRIVING), ("unseen", UNSEEN)):
+        photos.shuffle(names)
+        parts = names[:FIRST], names[FIRST : FIRST + ARRIVING], names[FIRST + ARRIVING :]
+        for place, part in zip(("small", "arriving", "unseen"), parts, strict=True):
             (folder / place / label).mkdir(parents=True)
-            for _ in range(count):
-                shutil.copy(next(chosen), folder / place / label)
+            for photo in part:
+                shutil.copy(photo, folder / place / label)
     first = train(
         folder,
         *("fit", "--data", "small", "--init", str(shared / "weights" / "resnet18-backbone.pth")),
-        *("--out", "models", "--name", "first", "--epochs", str(EPOCHS), "--size", "160", "--cache", "cache"),
+        *("--out", "models", "--name", "first", "--cache", "cache"),
     )
     assert first.returncode == 0, first.stderr
     box = Sandbox(folder, Path("models"))
@@ -56,7 +56,7 @@ def begun(tmp_path_factory, shared):
 @pytest.fixture
 def box(begun, tmp_path):
     """A copy of all that, to go on with."""
-    trainer = {"data": [str(begun / "small")], "epochs": EPOCHS, "nice": False}
+    trainer = {"data": [str(begun / "small")], "nice": False}
     box = Sandbox(tmp_path, Path("models"), trainer=trainer)
     for name in ("models", "sorted", "review", "state"):
         shutil.copytree(begun / name, tmp_path / name, symlinks=True)
@@ -81,35 +81,38 @@ def correct(box: Sandbox, *, wrong: float) -> tuple[int, int]:
     return moved, astray
 
 
-def accuracy(box: Sandbox, begun: Path, model: str) -> float:
+def accuracy(folder: Path, begun: Path, model: str) -> float:
     """Share of the photos kept apart that a model has right."""
-    judged = train(box.folder, "evaluate", "--data", str(begun / "unseen"), "--model", model, "--json")
+    judged = train(folder, "evaluate", "--data", str(begun / "unseen"), "--model", model, "--json")
     assert judged.returncode == 0, judged.stderr
     told = json.loads(judged.stdout)
     assert told["learned_from"] == 0
     return told["accuracy"]
 
 
+@pytest.fixture(scope="module")
+def before(begun):
+    """What the first model has right."""
+    return accuracy(begun, begun, "first")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0.0, WRONG], ids=["corrected rightly", "one correction in ten is wrong"])
-def test_corrections_make_the_model_better_and_never_worse(box, begun, wrong, capsys):
+def test_corrections_make_the_model_better_and_never_worse(box, begun, before, wrong, capsys):
     moved, astray = correct(box, wrong=wrong)
     refreshed = train(box.folder, "refresh", "--json")
     assert refreshed.returncode in {0, 3}, refreshed.stderr
     told = json.loads(refreshed.stdout)
-    before, after = accuracy(box, begun, "first"), accuracy(box, begun, "current")
-    made = accuracy(box, begun, told["model"]) if told["outcome"] == "refused" else after
+    after = accuracy(box.folder, begun, "current")
+    made = accuracy(box.folder, begun, told["model"]) if told["outcome"] == "refused" else after
     with capsys.disabled():
         print(
-            f"\n  {moved} of 600 photos moved, {astray} of them to a wrong folder; on {3 * UNSEEN} photos kept apart "
-            f"the first model has {before:.1%} right, the second {made:.1%} ({told['outcome']}; on "
-            f"{told['gate']['n']} test photos {told['gate']['fixed']} fixed, {told['gate']['broken']} broken, "
-            f"p = {told['gate']['p_value']:.3g}); {after:.1%} is what serves"
+            f"\n  {moved} of {3 * ARRIVING} photos moved, {astray} of them to a wrong folder; on photos kept apart the "
+            f"first model has {before:.2%} right, the second {made:.2%} ({told['outcome']}; on "
+            f"{told['gate']['n']} held-out photos {told['gate']['fixed']} fixed, {told['gate']['broken']} broken, "
+            f"p = {told['gate']['p_value']:.3g}); {after:.2%} is what serves"
         )
-    if told["outcome"] == "refused":
-        assert after == before
-    # The gate compares on test photos of its own; on these, three of 300 are chance.
-    assert after >= before - 0.01
+    assert after >= before
     if not wrong:
         assert told["outcome"] == "published"
         assert after > before

@@ -16,6 +16,7 @@ EXAMPLES = {
     ("metrics",),
     ("log", "file"),
     ("trainer", "other"),
+    ("trainer", "epochs"),
     ("trainer", "trust_after_days"),
 }
 

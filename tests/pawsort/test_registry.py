@@ -192,13 +192,13 @@ def test_models_are_listed_oldest_first_with_their_state_and_figures(models, tra
     listing = models.listing()
     assert [(entry["name"], entry["state"]) for entry in listing] == [("b", "kept"), ("a", "current")]
     assert listing[0]["metrics"] == {"test": {"accuracy": 0.9}}
-    assert listing[0]["accuracy_of_the_one_before"] is None
+    assert listing[0]["against_the_one_before"] is None
 
 
-def test_what_the_model_before_had_right_of_the_same_photos_is_listed(models, trained):
-    gate = {"passed": True, "accuracy": {"champion": 0.8, "challenger": 0.9}}
+def test_what_a_model_and_the_one_before_had_right_of_the_same_photos_is_listed(models, trained):
+    gate = {"passed": True, "n": 50, "accuracy": {"champion": 0.8, "challenger": 0.9}}
     models.publish(with_fields(stage(models, trained, "b"), gate=gate), "b")
-    assert models.listing()[0]["accuracy_of_the_one_before"] == 0.8
+    assert models.listing()[0]["against_the_one_before"] == {"accuracy": 0.9, "before": 0.8, "n": 50}
 
 
 def refused(models, trained, name, **gate):

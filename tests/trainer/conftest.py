@@ -14,6 +14,7 @@ from trainer.listener import Silent
 SIZE = 64
 RECIPE = fit.Recipe(
     epochs=6,
+    least_steps=0,
     batch=16,
     first_size=48,
     last_size=64,

@@ -93,6 +93,42 @@ def test_half_written_cache_heals(tmp_path, photos):
         np.testing.assert_array_equal(after[path], before[path])
 
 
+def test_pixels_of_photos_that_are_gone_are_removed(tmp_path, photos):
+    unreadable = tmp_path / "photos" / "notes.jpg"
+    unreadable.write_text("not a photo")
+    before, pixels = fill(tmp_path / "cache", [*photos, unreadable])
+    gone = {photos[0], photos[3]}
+    file = tmp_path / "cache" / "pixels-1-64.bin"
+    with PhotoCache(tmp_path / "cache", short_side=64) as cache:
+        kept = {digest for path, digest in before.sha256.items() if path not in gone}
+        cache.pixels(before.sha256[photos[5]])  # the file is mapped
+        assert cache.forget_all_but(kept) == 2
+        for path in set(photos) - gone:
+            np.testing.assert_array_equal(cache.pixels(before.sha256[path]), pixels[path])
+        assert file.stat().st_size == sum(pixels[path].size for path in set(photos) - gone)
+        for path in gone:
+            assert pixels[path].tobytes() not in file.read_bytes()
+        assert cache.forget_all_but(kept) == 0
+        assert cache.fill(photos[:1], limits=LIMITS, workers=1).decoded == 1
+    again, after = fill(tmp_path / "cache", [*photos, unreadable])
+    assert again.decoded == 1
+    for path in photos:
+        np.testing.assert_array_equal(after[path], pixels[path])
+    assert [skipped.path for skipped in again.skipped] == [unreadable]
+
+
+def test_a_crash_while_photos_are_removed_costs_no_more_than_decoding(tmp_path, photos, monkeypatch):
+    before, pixels = fill(tmp_path / "cache", photos)
+    with PhotoCache(tmp_path / "cache", short_side=64) as cache, monkeypatch.context() as crash:
+        crash.setattr(cache, "_note", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cache.forget_all_but({before.sha256[photos[5]]})
+    again, after = fill(tmp_path / "cache", photos)
+    assert again.decoded == 6
+    for path in photos:
+        np.testing.assert_array_equal(after[path], pixels[path])
+
+
 def test_second_user_of_the_folder_is_refused(tmp_path):
     with PhotoCache(tmp_path, short_side=64), pytest.raises(errors.DataError, match="another training run"):
         PhotoCache(tmp_path, short_side=64)

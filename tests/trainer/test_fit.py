@@ -11,6 +11,7 @@ from trainer import augment, fit
 
 RECIPE = fit.Recipe(
     epochs=3,
+    least_steps=0,
     batch=8,
     first_size=32,
     last_size=48,
@@ -63,6 +64,27 @@ def test_it_learns_shapes(tmp_path):
     pictures = np.stack([unseen.pixels(index)[4:52, 4:52] for index in range(40)])
     assert fit.validation_accuracy(model, pictures, unseen.targets, torch.device("cpu")) > 0.85
     assert history.loss[-1] < history.loss[0]
+
+
+@pytest.mark.parametrize(("least_steps", "epochs"), [(0, 3), (12, 3), (13, 4), (17, 5)])
+def test_few_photos_are_gone_through_more_often(tmp_path, least_steps, epochs):
+    # 32 photos, 8 a step: 4 steps an epoch.
+    recipe = dataclasses.replace(RECIPE, least_steps=least_steps)
+    told = []
+    _, history = run(tmp_path / "c.pt", recipe=recipe, progress=told.append)
+    assert len(history.loss) == epochs
+    assert (told[-1].step, told[-1].steps, told[-1].epochs) == (4 * epochs, 4 * epochs, epochs)
+
+
+def test_old_weights_have_their_share_in_the_new_ones(tmp_path):
+    torch.manual_seed(3)
+    old = network.build(2).state_dict()
+    plain, _ = run(tmp_path / "plain.pt", recipe=dataclasses.replace(RECIPE, epochs=1))
+    mixed, _ = run(tmp_path / "mixed.pt", recipe=dataclasses.replace(RECIPE, epochs=1, old_share=0.25))
+    for name, weights in mixed.state_dict().items():
+        if weights.is_floating_point():
+            expected = 0.25 * old[name] + 0.75 * plain.state_dict()[name]
+            torch.testing.assert_close(weights, expected, msg=name)
 
 
 def test_kept_layers_keep_their_weights_and_the_others_learn(tmp_path):

@@ -64,14 +64,14 @@ def test_an_equal_model_passes():
 def test_a_model_that_is_worse_overall_is_refused_with_the_counts():
     verdict = hold(photos(both=100, fixed=1, broken=2), max_recall_loss=1.0)
     assert not verdict.serves
-    assert verdict.reasons == ("it breaks 2 of 103 test photos and fixes only 1",)
+    assert verdict.reasons == ("it breaks 2 of 103 held-out photos and fixes only 1",)
 
 
 def test_a_model_that_is_better_overall_and_forgets_a_class_is_refused():
     both = photos(both=80, fixed=10) + photos("right", both=47, broken=3)
     verdict = hold(both, max_recall_loss=0.05)
     assert len(verdict.reasons) == 1
-    assert "of 50 test photos of 'right' it recognises 94.0%, the old model 100.0%" in verdict.reasons[0]
+    assert "of 50 held-out photos of 'right' it recognises 94.0%, the old model 100.0%" in verdict.reasons[0]
     assert hold(both, max_recall_loss=0.06).passed
 
 
@@ -79,7 +79,7 @@ def test_one_photo_of_a_small_class_is_no_proof_and_two_are():
     better = photos(both=5, fixed=4)
     assert hold(better + photos("right", both=9, broken=1)).passed
     refused = hold(better + photos("right", both=8, broken=2))
-    assert "of 10 test photos of 'right' it recognises 80.0%" in refused.reasons[0]
+    assert "of 10 held-out photos of 'right' it recognises 80.0%" in refused.reasons[0]
     assert not hold(better + photos("right", both=9, broken=1), max_recall_loss=0.0).passed
 
 
@@ -94,7 +94,7 @@ def test_fixing_what_people_corrected_does_not_pay_for_breaking_what_they_placed
 
 
 def test_with_nothing_to_test_on_the_old_model_stays():
-    assert hold([]).reasons == ("there is no photo to test on that neither model has learned from",)
+    assert hold([]).reasons == ("there is no photo that neither model has learned from",)
 
 
 def test_force_lets_a_worse_model_serve_and_is_recorded():

@@ -1,6 +1,7 @@
 """Refreshes of a small model: the real daemon sorts drawn photos, a person moves some, the real command learns."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import drawn
 from harness import Sandbox
 from pawsort import bundle, config, errors
 from pawsort.ledger import FILE, Ledger
-from trainer import refresh
+from trainer import fit, production, refresh
 from trainer.dataset import Side
 from trainer.listener import Silent
 
@@ -190,7 +191,7 @@ def test_a_worse_model_is_refused_kept_with_the_reason_and_does_not_serve(spoili
     assert listing == {"shapes-1": "current", told["model"]: "refused"}
     gate = bundle.load(spoiling.models / told["model"]).manifest["gate"]
     assert gate["broken"] > gate["fixed"]
-    assert "test photos and fixes only" in gate["reasons"][0]
+    assert "held-out photos and fixes only" in gate["reasons"][0]
     page = (spoiling.models / told["model"] / "report.html").read_text()
     assert "It is refused: the model before it goes on serving." in page
     assert "What it breaks" in page
@@ -256,6 +257,40 @@ def test_a_photo_that_is_deleted_or_changed_in_base_data_is_something_new(home, 
     placed.unlink()
     assert len({before, without, with_one}) == 3
     assert refresh.look(settings).fingerprint == without
+
+
+def test_a_photo_that_its_owner_deleted_is_forgotten_by_the_next_refresh(home):
+    settings = home.settings(epochs=1, max_recall_loss=1.0)
+    kept, deleted = home.place("circles", 2, seed=75)
+    digest = hashlib.sha256(deleted.read_bytes()).hexdigest()
+    index = settings.state / refresh.CACHE / f"index-1-{production.CACHE_SHORT_SIDE}.jsonl"
+
+    def learned(name: str) -> set[str]:
+        refresh.refresh(settings, name, Silent(), force=True)
+        sides = bundle.load(home.models / name).manifest["data"]["sides"]
+        return {met for digests in sides.values() for met in digests}
+
+    assert digest in learned("next")
+    assert digest in index.read_text()
+    deleted.unlink()
+    assert digest not in learned("after")
+    assert digest not in index.read_text()
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() in index.read_text()
+
+
+def test_a_refresh_sees_few_photos_more_often_unless_told_how_often(home):
+    plan = refresh.look(home.settings())
+    told = refresh._recipe(plan, None)
+    assert (told.epochs, told.least_steps) == (refresh.EPOCHS, fit.Recipe().least_steps)
+    assert fit.Recipe().least_steps > 0
+    told = refresh._recipe(plan, 3)
+    assert (told.epochs, told.least_steps) == (3, 0)
+
+
+def test_the_old_model_has_its_share_in_the_new_one_unless_there_is_a_new_class(home):
+    assert refresh._recipe(refresh.look(home.settings()), None).old_share == refresh.OLD_SHARE > 0
+    home.place("kites", 24, seed=76)
+    assert refresh._recipe(refresh.look(home.settings()), None).old_share == 0.0
 
 
 def test_where_nobody_said_anything_yet_there_is_nothing_to_learn_from(home):
