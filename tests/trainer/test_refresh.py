@@ -107,6 +107,12 @@ def test_a_refresh_publishes_a_model_that_is_no_worse_and_makes_it_current(story
     assert listing == {"shapes-1": "superseded", story.first["model"]: "current"}
 
 
+def test_the_gate_asks_about_all_photos_that_neither_has_learned_from(story):
+    made = bundle.load(story.models / story.first["model"]).manifest
+    held_out = [digest for side in (Side.TEST, Side.VALIDATION) for digest in made["data"]["sides"][side]]
+    assert made["gate"]["n"] == len(held_out) > made["metrics"]["test"]["n"]
+
+
 def test_it_learns_from_people_and_leaves_the_daemon_s_guesses_out(story):
     origins = story.first["origins"]
     assert origins["corrected"] == len(story.moved)
