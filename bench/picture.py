@@ -117,7 +117,10 @@ def teach(home: Path) -> list[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    return [*told, "$ pawsort-train refresh", *done.stdout.splitlines()]
+    lines = done.stdout.splitlines()
+    epochs = [number for number, line in enumerate(lines) if line.startswith("epoch ")]
+    lines[epochs[2] : epochs[-1]] = ["..."]  # as many as a page has lines, and much alike
+    return [*told, "$ pawsort-train refresh", *lines]
 
 
 def main() -> None:
