@@ -1,7 +1,8 @@
 """Challenger against champion: does the new model serve? Both are asked about photos that neither has learned from.
 
-These are the held-out photos, of the test and the validation side: what was chosen with the latter, how sure a model
-has to be, does not change what it takes a photo for, and a young collection has too few photos to do without them.
+These are the held-out photos, of the test and the validation side: a young collection has too few to do without the
+latter. Something was chosen with those: how sure a model has to be, which hardly changes what it takes a photo for, and
+whether it serves as 8-bit or float, which can favour a newcomer by the photos that 8-bit gets wrong.
 
 It does serve if it is not worse: it breaks no more photos than it fixes, and no class loses more recall than is
 allowed. Both models go the daemon's way, from the file to the decision (pawsort.classifier).
