@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import stat
+import statistics
 import subprocess
 import sys
 import threading
@@ -159,15 +160,18 @@ def test_names_of_any_bytes_are_seen_byte_for_byte(root):
 
 
 def test_photos_taken_away_again_do_not_delay_those_that_come(root, tmp_path):
+    waits = []
     with watching(root) as watcher:
         for number in range(20):
             path = root / f"{number}.jpg"
             began = time.monotonic()
             path.write_bytes(b"photo")
             watcher.until_seen(path, finished=True)
+            waits.append(time.monotonic() - began)
             path.rename(tmp_path / path.name)
             watcher.known.discard(path)
-        assert time.monotonic() - began < 0.4  # watchdog alone holds each back for half a second
+    # watchdog alone holds each back for half a second; a busy machine may hold back some.
+    assert statistics.median(waits) < 0.4
 
 
 def test_what_was_there_before_is_found_by_the_rescan_at_start_up_and_recovers_nothing(root):
